@@ -1,0 +1,1 @@
+"""The paper's four questions, one file each."""

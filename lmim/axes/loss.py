@@ -1,0 +1,80 @@
+"""What the prediction is compared with the target by: pure functions of (prediction, target).
+
+Latent MIM (arXiv 2407.15837), section on direct reconstruction and patch discrimination. All take
+`prediction` and `target` of shape [images, masked patches, channels] and give the mean as a scalar.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from lmim.config import Loss
+
+
+def mse(prediction: Float[Tensor, "b m d"], target: Float[Tensor, "b m d"]) -> Float[Tensor, ""]:
+    """Mean squared error of the raw latents."""
+    return F.mse_loss(prediction, target)
+
+
+def norm_mse(prediction: Float[Tensor, "b m d"], target: Float[Tensor, "b m d"]) -> Float[Tensor, ""]:
+    """Mean squared error against the target standardised over its channels (MAE's normalised pixels)."""
+    mean = target.mean(dim=-1, keepdim=True)
+    variance = target.var(dim=-1, keepdim=True)
+    return F.mse_loss(prediction, (target - mean) / (variance + 1e-6).sqrt())
+
+
+def cosine(prediction: Float[Tensor, "b m d"], target: Float[Tensor, "b m d"]) -> Float[Tensor, ""]:
+    """One minus the cosine of prediction and target: 0 when they point the same way, 2 when opposite."""
+    return 1 - F.cosine_similarity(prediction, target, dim=-1).mean()
+
+
+def smooth_l1(prediction: Float[Tensor, "b m d"], target: Float[Tensor, "b m d"]) -> Float[Tensor, ""]:
+    """Huber loss: quadratic below an error of one, linear above."""
+    return F.smooth_l1_loss(prediction, target)
+
+
+def patch_discrimination(
+    prediction: Float[Tensor, "b m d"], target: Float[Tensor, "b m d"], tau: float = 0.2
+) -> Float[Tensor, ""]:
+    """InfoNCE within an image: which of its masked patches is this the latent of?
+
+    The positive is the same patch, the negatives are the image's other masked patches and never come
+    from another image, so the loss does not depend on the batch. Predictions are standardised per
+    channel over the patches of their image; `tau` is the temperature, and 2 tau rescales the loss.
+    With one masked patch there is nothing to tell apart, and the standard deviation is undefined.
+
+    >>> import torch
+    >>> latents = torch.eye(4)[None]
+    >>> bool(patch_discrimination(latents, latents) < patch_discrimination(latents, latents.flip(1)))
+    True
+    """
+    images, patches, _ = prediction.shape
+    mean = prediction.mean(dim=1, keepdim=True)
+    deviation = prediction.std(dim=1, keepdim=True)
+    p = F.normalize((prediction - mean) / (deviation + 1e-4), dim=-1)
+    t = F.normalize(target, dim=-1)
+    logits = p @ t.transpose(1, 2) / tau
+    positives = torch.arange(patches, device=p.device).expand(images, patches)
+    return F.cross_entropy(logits.flatten(0, 1), positives.flatten()) * (2 * tau)
+
+
+LossFunction = Callable[[Tensor, Tensor], Tensor]
+
+
+def build_loss(config: Loss) -> LossFunction:
+    """The loss that the config names, its temperature bound where it has one."""
+    function = LOSSES[config.kind]
+    return partial(function, tau=config.tau) if function is patch_discrimination else function
+
+
+LOSSES: dict[str, Callable[..., Tensor]] = {
+    "mse": mse,
+    "norm_mse": norm_mse,
+    "cosine": cosine,
+    "smooth_l1": smooth_l1,
+    "patch_discrimination": patch_discrimination,
+}
