@@ -1,0 +1,313 @@
+"""A trial's own folder: the truth about what it is, how far it got and what it measured.
+
+    <out>/trials/<id>/
+        config.json      the resolved config, written once
+        state.json       how it stands (replaced atomically, with a heartbeat)
+        journal.jsonl    the metrics, one row a line, append-only
+        checkpoint.pt    where to go on
+        lock             held by the process that runs the trial
+
+Everything else (MLflow, tables) is derived from these files and may be deleted.
+Imports neither torch nor Ray nor MLflow.
+"""
+
+import fcntl
+import functools
+import hashlib
+import json
+import math
+import os
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from lmim import __version__
+from lmim.config import Config, UserError
+
+Status = Literal["new", "running", "interrupted", "done", "failed"]
+Outcome = Literal["learned", "collapsed", "diverged"]
+
+
+class Busy(Exception):
+    """Another process runs this trial; `pid` is that process, if it could be read."""
+
+    def __init__(self, path: Path, pid: int | None) -> None:
+        super().__init__(f"{path}: the trial is being run by process {pid or '(unknown)'}")
+        self.pid = pid
+
+
+class State(BaseModel):
+    """How a trial stands. Times are Unix seconds; `seconds` sums over all resumes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+
+    status: Status = "new"
+    outcome: Outcome | None = None
+    error: str | None = None
+    step: int = 0
+    steps: int = 0
+    epoch: int = 0
+    epochs: int = 0
+    images_per_second: float | None = None
+    eta_seconds: float | None = None
+    heartbeat: float | None = None
+    seconds: float = 0.0
+    started: float | None = None
+    finished: float | None = None
+    commit: str | None = None
+    dataset_version: str | None = None
+    device: str | None = None
+    host: str | None = None
+    pid: int | None = None
+    rewinds: int = 0
+    """How often the journal was cut back; a reader that sees it change starts over."""
+    metrics: dict[str, float] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the journal."""
+
+    step: int
+    time: float
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class TrialFolder:
+    """The folder of the trial `id` under `root` (`<out>/trials`). Holds no state of its own."""
+
+    root: Path
+    id: str
+
+    @property
+    def path(self) -> Path:
+        """The folder itself."""
+        return self.root / self.id
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where the trainer keeps its newest checkpoint."""
+        return self.path / "checkpoint.pt"
+
+    @property
+    def journal(self) -> Path:
+        """The metrics, one JSON object a line."""
+        return self.path / "journal.jsonl"
+
+    def create(self, config: Config) -> None:
+        """Make the folder for `config`, or find it made.
+
+        Raises:
+            UserError: the folder belongs to another identity.
+        """
+        file = self.path / "config.json"
+        if file.exists():
+            found = self.config()
+            if found.identity != config.identity:
+                raise UserError(
+                    f"{file}: holds the trial {found.identity}, not {config.identity}; "
+                    "use another --out, or move this folder away"
+                )
+            if found == config:
+                return
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_atomic(file, config.model_dump_json(indent=2) + "\n")
+
+    def config(self) -> Config:
+        """The config that the folder was made for."""
+        file = self.path / "config.json"
+        try:
+            text = file.read_bytes()
+        except FileNotFoundError:
+            raise UserError(f"{file}: no such trial") from None
+        try:
+            return Config.model_validate_json(text)
+        except ValueError as error:  # not JSON, not UTF-8, or of another version's schema
+            raise UserError(f"{file}: not a config of this version ({_first(error)}); move it away") from None
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the trial; the kernel lets go when this process dies, however it dies.
+
+        Raises:
+            Busy: another process holds it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / "lock").open("a+") as file:
+            # locked() takes the lock for an instant: a few tries tell it from one who stays
+            for attempt in range(5):
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if attempt == 4:
+                        raise Busy(self.path, _read_pid(self.path / "lock")) from None
+                    time.sleep(0.02)
+            file.truncate(0)
+            file.write(f"{os.getpid()}\n")
+            file.flush()
+            try:
+                yield
+            finally:
+                # explicit, because a forked child that still lives shares the open file
+                fcntl.flock(file, fcntl.LOCK_UN)
+
+    def locked(self) -> bool:
+        """Whether a living process runs the trial now, whatever its state says."""
+        try:
+            with (self.path / "lock").open() as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
+            return True
+        return False
+
+    def state(self) -> State:
+        """The newest state; status "new" where there is none.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        file = self.path / "state.json"
+        try:
+            return State.model_validate_json(file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return State()
+        except ValueError as error:
+            raise UserError(
+                f"{file}: damaged or of another version ({_first(error)}); "
+                f"delete {self.path} to run the trial again"
+            ) from None
+
+    def update(self, **fields: Any) -> State:
+        """Change some fields of the state, stamp the heartbeat, and put it on disk."""
+        state = State.model_validate(self.state().model_dump() | fields | {"heartbeat": time.time()})
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_atomic(self.path / "state.json", state.model_dump_json(indent=2) + "\n")
+        return state
+
+    def append(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Add one row to the journal. Steps never decrease (see `rewind`)."""
+        row = {"step": step, "time": time.time(), "metrics": {k: _to_json(v) for k, v in metrics.items()}}
+        with self.journal.open("ab") as file:
+            file.write(json.dumps(row, allow_nan=False).encode() + b"\n")
+
+    def rows(self, offset: int = 0) -> tuple[list[Row], int]:
+        """The complete rows from byte `offset` on, and the offset to go on from.
+
+        A line that is still being written is left for the next call. An `offset` that no longer
+        stands at the start of a line (the journal was cut back meanwhile) reads from the top.
+        """
+        try:
+            content = self.journal.read_bytes() if not offset else _tail(self.journal, offset)
+        except FileNotFoundError:
+            return [], 0
+        if content is None:
+            return self.rows()
+        whole = content[: content.rfind(b"\n") + 1]
+        rows = []
+        for number, line in enumerate(whole.splitlines(), 1):
+            try:
+                fields = json.loads(line)
+                values = {name: float(value) for name, value in fields["metrics"].items()}
+                rows.append(Row(int(fields["step"]), float(fields["time"]), values))
+            except (ValueError, KeyError, TypeError, AttributeError):
+                raise UserError(
+                    f"{self.journal}: damaged in line {number} after byte {offset}; "
+                    f"delete {self.path} to run the trial again"
+                ) from None
+        return rows, offset + len(whole)
+
+    def rewind(self, step: int) -> None:
+        """Drop the rows after `step`, and a line that a kill left unfinished: called on resume."""
+        rows, end = self.rows()
+        if not self.journal.exists():
+            return
+        keep = sum(row.step <= step for row in rows)
+        if keep < len(rows):
+            lines = self.journal.read_bytes()[:end].splitlines(keepends=True)
+            end = sum(len(line) for line in lines[:keep])
+        if end == self.journal.stat().st_size:
+            return
+        # Steps never decrease, so what goes is the end of the file, and one system call drops it.
+        os.truncate(self.journal, end)
+        self.update(rewinds=self.state().rewinds + 1)
+
+
+def write_atomic(file: Path, text: str) -> None:
+    """Replace `file` by `text`: after a crash it holds the old content or the new, never a part."""
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    with temporary.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(file)
+
+
+@functools.cache
+def code_version() -> str:
+    """What code made a result: the last commit that touched the package, or a hash of its sources.
+
+    `<commit>` when the package is as committed, `<commit>+dirty.<8 hex of the sources>` when it
+    is not, `<version>+<8 hex of the sources>` when it was installed without git.
+    """
+    package = Path(__file__).parent
+    digest = hashlib.sha256()
+    for file in sorted(package.rglob("*.py")):
+        digest.update(f"{file.relative_to(package)}\n".encode() + file.read_bytes())
+    sources = digest.hexdigest()[:8]
+    commit = _git(package, "log", "-1", "--format=%h", "--abbrev=10", "--", ".")
+    if not commit:
+        return f"{__version__}+{sources}"
+    return f"{commit}+dirty.{sources}" if _git(package, "status", "--porcelain", "--", ".") else commit
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    # inside a git hook these variables would point at another repository
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    try:
+        result = subprocess.run(
+            ["git", "-C", str(folder), *arguments],
+            capture_output=True,
+            text=True,
+            env=environment,
+            timeout=30,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return result.stdout.strip() if result.returncode == 0 else ""
+
+
+def _tail(file: Path, offset: int) -> bytes | None:
+    """The bytes from `offset` on, or None if no line starts there."""
+    with file.open("rb") as stream:
+        stream.seek(offset - 1)
+        content = stream.read()
+    return content[1:] if content.startswith(b"\n") else None
+
+
+def _to_json(value: float) -> float | str:
+    value = float(value)
+    return value if math.isfinite(value) else str(value)
+
+
+def _read_pid(file: Path) -> int | None:
+    text = file.read_text().strip()
+    return int(text) if text.isdigit() else None
+
+
+def _first(error: ValueError) -> str:
+    """One line about a validation error."""
+    if isinstance(error, ValidationError):
+        details = error.errors(include_url=False)[0]
+        return ": ".join(filter(None, [".".join(str(part) for part in details["loc"]), details["msg"]]))
+    return str(error).splitlines()[0]
