@@ -1,0 +1,142 @@
+"""How the masked latents are predicted: attention of the queries, visual cues.
+
+Latent MIM (arXiv 2407.15837), section on the decoder. A decoder is called with (context, view): the
+encoder's projected latents [images, 1 + visible, channels], class latent first, and the view that says
+where they lie. It gives one prediction for each masked patch, [images, masked, channels].
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from timm.layers import Attention, Mlp
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from lmim import config
+from lmim.axes.mask import View
+from lmim.encoder import LayerNorm, sincos_positions, take
+
+
+def visual_cues(
+    latents: Float[Tensor, "b v d"], queries: Float[Tensor, "b m d"], keys: Float[Tensor, "b v d"]
+) -> Float[Tensor, "b m d"]:
+    """The visible latents averaged for each query by the closeness of their position codes; no parameters.
+
+    cue(q) = sum_k softmax_k(pe(q) . pe(k) / sqrt(d)) z_k, which is attention with positions as queries
+    and keys.
+    """
+    return F.scaled_dot_product_attention(queries, keys, latents)
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention of queries to a context of its own."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q_proj = nn.Linear(width, width)
+        self.kv_proj = nn.Linear(width, 2 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(
+        self, queries: Float[Tensor, "b m d"], context: Float[Tensor, "b v d"]
+    ) -> Float[Tensor, "b m d"]:
+        q = self.q_proj(queries).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        k, v = self.kv_proj(context).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        attended = F.scaled_dot_product_attention(q, k, v)
+        out: Tensor = self.proj(attended.transpose(1, 2).flatten(2))
+        return out
+
+
+class CrossBlock(nn.Module):
+    """Self-attention among the queries, cross-attention to the context, MLP; pre-norm throughout."""
+
+    def __init__(self, width: int, heads: int, mlp_ratio: float) -> None:
+        super().__init__()
+        self.norm1 = LayerNorm(width)
+        self.self_attn = Attention(width, heads, qkv_bias=True)
+        self.norm2q = LayerNorm(width)
+        self.norm2kv = LayerNorm(width)
+        self.cross_attn = CrossAttention(width, heads)
+        self.norm3 = LayerNorm(width)
+        self.mlp = Mlp(width, int(width * mlp_ratio))
+
+    def forward(self, x: Float[Tensor, "b m d"], context: Float[Tensor, "b v d"]) -> Float[Tensor, "b m d"]:
+        x = x + self.self_attn(self.norm1(x))
+        x = x + self.cross_attn(self.norm2q(x), self.norm2kv(context))
+        return x + self.mlp(self.norm3(x))
+
+
+class Decoder(nn.Module):
+    """What both decoders share: embedded context, queries with positions and cues, the way back."""
+
+    positions: Tensor
+
+    def __init__(self, decoder: config.Decoder, latent_width: int, grid: int) -> None:
+        super().__init__()
+        width = decoder.width
+        self.cues = decoder.cues
+        self.embed = nn.Linear(latent_width, width)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.register_buffer("positions", sincos_positions(grid, width), persistent=False)
+        self.norm = LayerNorm(width)
+        self.head = nn.Linear(width, latent_width)
+
+    def queries_and_context(
+        self, latents: Float[Tensor, "b t e"], view: View
+    ) -> tuple[Float[Tensor, "b m d"], Float[Tensor, "b t d"]]:
+        """Queries for the masked patches; the embedded context, positions added except to the class."""
+        embedded = self.embed(latents)
+        at_masked, at_visible = self.at(view.masked), self.at(view.visible)
+        queries = self.mask_token + at_masked
+        if self.cues:
+            queries = queries + visual_cues(embedded[:, 1:], at_masked.to(embedded), at_visible.to(embedded))
+        return queries, torch.cat([embedded[:, :1], embedded[:, 1:] + at_visible], dim=1)
+
+    def at(self, indices: Int[Tensor, "b k"]) -> Float[Tensor, "b k d"]:
+        """Position codes of the patches that `indices` name."""
+        return take(self.positions.expand(len(indices), -1, -1), indices)
+
+
+class CrossAttentionDecoder(Decoder):
+    """The method's own: queries attend to each other and then to the visible latents."""
+
+    def __init__(self, decoder: config.Decoder, latent_width: int, grid: int) -> None:
+        super().__init__(decoder, latent_width, grid)
+        self.cls_token = nn.Parameter(torch.empty(1, 1, decoder.width))
+        self.blocks = nn.ModuleList(
+            CrossBlock(decoder.width, decoder.heads, decoder.mlp_ratio) for _ in range(decoder.depth)
+        )
+
+    def forward(self, latents: Float[Tensor, "b t e"], view: View) -> Float[Tensor, "b m e"]:
+        queries, context = self.queries_and_context(latents, view)
+        x = torch.cat([self.cls_token.expand(len(queries), -1, -1).to(queries), queries], dim=1)
+        for block in self.blocks:
+            x = block(x, context)
+        prediction: Tensor = self.head(self.norm(x[:, 1:]))
+        return prediction
+
+
+class SelfAttentionDecoder(Decoder):
+    """MAE's: visible latents and queries go through plain blocks side by side."""
+
+    def __init__(self, decoder: config.Decoder, latent_width: int, grid: int) -> None:
+        super().__init__(decoder, latent_width, grid)
+        self.blocks = nn.ModuleList(
+            Block(decoder.width, decoder.heads, decoder.mlp_ratio, qkv_bias=True, norm_layer=LayerNorm)
+            for _ in range(decoder.depth)
+        )
+
+    def forward(self, latents: Float[Tensor, "b t e"], view: View) -> Float[Tensor, "b m e"]:
+        queries, context = self.queries_and_context(latents, view)
+        x = torch.cat([context, queries], dim=1)
+        for block in self.blocks:
+            x = block(x)
+        prediction: Tensor = self.head(self.norm(x[:, context.shape[1] :]))
+        return prediction
+
+
+DECODERS: dict[str, type[CrossAttentionDecoder | SelfAttentionDecoder]] = {
+    "cross_attention": CrossAttentionDecoder,
+    "self_attention": SelfAttentionDecoder,
+}

@@ -1,0 +1,106 @@
+"""A vision transformer over any subset of an image's patches, and the projector on top of it.
+
+Latent MIM (arXiv 2407.15837), method section: pre-norm ViT, fixed sin-cos position codes, a class token.
+"""
+
+from collections import OrderedDict
+from functools import partial
+
+import torch
+from jaxtyping import Float, Int
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from lmim import config
+
+LayerNorm = partial(nn.LayerNorm, eps=1e-6)
+
+
+def sincos_positions(grid: int, width: int) -> Float[Tensor, "n d"]:
+    """Fixed 2-D position codes in row-major order.
+
+    The coordinates run linspace(0, grid, grid), as in the authors' code, so that neighbours are
+    grid / (grid - 1) apart and not 1. The first half of the channels encodes the column, the second
+    the row; each half is [sin, cos] over width / 4 frequencies 10000^-(4 i / width).
+    """
+    axis = torch.linspace(0, grid, grid, dtype=torch.float64)
+    row, column = torch.meshgrid(axis, axis, indexing="ij")
+    frequencies = 10000.0 ** -(torch.arange(width // 4, dtype=torch.float64) * 4 / width)
+    angles = [c.reshape(-1, 1) * frequencies for c in (column, row)]
+    return torch.cat([f(a) for a in angles for f in (torch.sin, torch.cos)], dim=1).float()
+
+
+def take(tokens: Float[Tensor, "b n d"], indices: Int[Tensor, "b k"]) -> Float[Tensor, "b k d"]:
+    """The tokens of each image that its indices name, in their order."""
+    return tokens.gather(1, indices[..., None].expand(-1, -1, tokens.shape[-1]))
+
+
+def projector(width: int, hidden: int, depth: int) -> nn.Sequential:
+    """`depth` layers Linear(no bias) -> LayerNorm -> GELU, the last one without the GELU."""
+    widths = [width, *[hidden] * (depth - 1), width] if depth else []
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    for i in range(depth):
+        layers[f"linear{i}"] = nn.Linear(widths[i], widths[i + 1], bias=False)
+        layers[f"norm{i}"] = nn.LayerNorm(widths[i + 1])
+        if i < depth - 1:
+            layers[f"act{i}"] = nn.GELU()
+    return nn.Sequential(layers)
+
+
+class Encoder(nn.Module):
+    """Patches in, projected latents out; the latents are what the decoder reads and the loss targets."""
+
+    positions: Tensor
+
+    def __init__(
+        self, encoder: config.Encoder, projection: config.Projector, grid: int, channels: int
+    ) -> None:
+        super().__init__()
+        width = encoder.width
+        self.embed = nn.Linear(encoder.patch_size**2 * channels, width)
+        self.cls_token = nn.Parameter(torch.empty(1, 1, width))
+        self.register_buffer("positions", sincos_positions(grid, width), persistent=False)
+        self.blocks = nn.ModuleList(
+            Block(width, encoder.heads, encoder.mlp_ratio, qkv_bias=True, norm_layer=LayerNorm)
+            for _ in range(encoder.depth)
+        )
+        self.norm = LayerNorm(width)
+        self.projector = projector(width, projection.width, projection.depth)
+
+    def tokens(
+        self, patches: Float[Tensor, "b n p"], indices: Int[Tensor, "b k"] | None = None
+    ) -> Float[Tensor, "b t d"]:
+        """The last block's tokens of the patches named by `indices` (all when None), class token first."""
+        positions = self.positions.expand(len(patches), -1, -1)
+        if indices is not None:
+            patches, positions = take(patches, indices), take(positions, indices)
+        x = self.embed(patches) + positions
+        x = torch.cat([self.cls_token.expand(len(x), -1, -1).to(x.dtype), x], dim=1)
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+    def forward(
+        self, patches: Float[Tensor, "b n p"], indices: Int[Tensor, "b k"] | None = None
+    ) -> Float[Tensor, "b t d"]:
+        """Projected latents, the class token's first."""
+        latents: Tensor = self.projector(self.norm(self.tokens(patches, indices)))
+        return latents
+
+    def patch_features(self, patches: Float[Tensor, "b n p"]) -> Float[Tensor, "b n d"]:
+        """What evaluation sees: the last block's patch tokens, without final norm and projector."""
+        return self.tokens(patches)[:, 1:]
+
+
+def initialise(module: nn.Module) -> None:
+    """Xavier-uniform linear weights, zero biases, class tokens of std 0.02, mask tokens zero."""
+    for name, part in module.named_modules():
+        if isinstance(part, nn.Linear):
+            nn.init.xavier_uniform_(part.weight)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+        for key, parameter in part.named_parameters(name, recurse=False):
+            if key.endswith("cls_token"):
+                nn.init.normal_(parameter, std=0.02)
+            elif key.endswith("mask_token"):
+                nn.init.zeros_(parameter)

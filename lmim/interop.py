@@ -1,0 +1,151 @@
+"""Weights of other implementations: the Latent MIM authors' checkpoints in.
+
+Their layout is that of github.com/yibingwei-1/LatentMIM; nothing here unpickles code.
+"""
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from lmim.config import Config, UserError, merge
+from lmim.objectives.latent_mim import LatentMIM
+
+# The authors' key -> ours.
+KEYS = {
+    "patch_size": "encoder.patch_size",
+    "embed_dim": "encoder.width",
+    "depth": "encoder.depth",
+    "num_heads": "encoder.heads",
+    "mlp_ratio": "encoder.mlp_ratio",
+    "proj_depth": "projector.depth",
+    "proj_dim": "projector.width",
+    "decoder_embed_dim": "decoder.width",
+    "decoder_depth": "decoder.depth",
+    "decoder_num_heads": "decoder.heads",
+    "avg_vis_mask_token": "decoder.cues",
+    "num_vis": "mask.num_visible",
+    "patch_gap": "mask.gap",
+    "avg_sim_coeff": "mask.similarity",
+    "tau": "loss.tau",
+}
+LOSSES = {"infonce_patches": "patch_discrimination", "norm_l2": "norm_mse"}
+RENAMED = {"embed.proj.": "embed.", "head.": "projector."}
+
+
+def load_official(
+    source: str | Path | Mapping[str, Any], config: Mapping[str, Any] | Config
+) -> tuple[LatentMIM, Config]:
+    """A checkpoint of the authors' trainer as an objective that computes what theirs does.
+
+    Args:
+        source: a `.pth` of their trainer, a `.safetensors` file, or a state dict. The weights may lie
+            under `state_dict` and their names may carry DistributedDataParallel's `module.` prefix.
+        config: the arguments of their model (`grid_size`, `patch_size`, `embed_dim`, ...; the
+            projector's `mlp_depth` and `mlp_dim` as `proj_depth` and `proj_dim`), or our own config.
+
+    Returns:
+        The objective, in evaluation mode, and the config that describes it. Run it on given views by
+        `objective(patchify(images, patch_size), View(visible, masked), similarity_aim)`.
+
+    Raises:
+        UserError: the file cannot be read without running code from it, the config has an unknown key
+            or value, or the weights' names or shapes are not the config's; all are listed.
+    """
+    ours = config if isinstance(config, Config) else translate(config)
+    weights = read_weights(source)
+    try:
+        channels = weights["encoder.embed.proj.weight"].shape[1] // ours.encoder.patch_size**2
+    except (KeyError, IndexError):
+        raise UserError("the checkpoint has no encoder.embed.proj.weight: not one of the authors'") from None
+    objective = LatentMIM(ours, channels)
+    load_renamed(objective, weights)
+    return objective.eval(), ours
+
+
+def translate(config: Mapping[str, Any]) -> Config:
+    """The authors' model arguments as our config."""
+    given = dict(config)
+    grid, patch = given.pop("grid_size", 14), given.get("patch_size", 16)
+    changes: dict[str, Any] = {
+        "collapse.target_sees": "masked" if given.pop("mask_target", True) else "all",
+        "data.image_size": grid * patch,
+    }
+    name = given.pop("loss", "infonce_patches")
+    if name not in LOSSES:
+        raise UserError(f"official config: loss {name!r} is unknown; theirs are {', '.join(LOSSES)}")
+    changes["loss"] = LOSSES[name]
+    given.pop("in_chans", None)
+    if not given.pop("freeze_pe", True):
+        raise UserError("official config: freeze_pe: false (learned positions) is not supported")
+    if given.pop("target_depth", given.get("depth")) != given.get("depth"):
+        raise UserError("official config: target_depth must equal depth, the target is a copy of the encoder")
+    unknown = sorted(set(given) - set(KEYS))
+    if unknown:
+        raise UserError(f"official config: unknown keys {', '.join(unknown)}; known: {', '.join(KEYS)}")
+    if "mlp_ratio" in given:
+        changes["decoder.mlp_ratio"] = float(given["mlp_ratio"])
+    changes |= {KEYS[key]: value for key, value in given.items()}
+    return Config.model_validate(merge({}, changes))
+
+
+def read_weights(source: str | Path | Mapping[str, Any]) -> dict[str, Tensor]:
+    """Names to tensors, wrapper and prefix removed; the pickle is read by torch's safe reader alone."""
+    loaded: Any = source
+    if isinstance(source, str | Path):
+        path = Path(source)
+        try:
+            loaded = (
+                load_file(path)
+                if path.suffix == ".safetensors"
+                else torch.load(path, map_location="cpu", weights_only=True)
+            )
+        except pickle.UnpicklingError as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"{path}: holds more than tensors and is not unpickled ({reason})") from None
+        except (OSError, RuntimeError, ValueError, EOFError) as error:
+            raise UserError(f"{path}: cannot be read as a checkpoint: {str(error).splitlines()[0]}") from None
+    if isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):
+        loaded = loaded["state_dict"]
+    if not isinstance(loaded, Mapping):
+        raise UserError("the checkpoint is not a state dict nor holds one under `state_dict`")
+    return {str(name).removeprefix("module."): tensor for name, tensor in loaded.items()}
+
+
+def our_name(name: str) -> str:
+    """One of the authors' parameter names in ours."""
+    part, _, rest = name.partition(".")
+    for theirs, ours in RENAMED.items():
+        if part != "decoder" and rest.startswith(theirs):
+            rest = ours + rest.removeprefix(theirs)
+    return f"{'target.encoder' if part == 'target_encoder' else part}.{rest}"
+
+
+def load_renamed(objective: LatentMIM, weights: Mapping[str, Tensor]) -> None:
+    """Load under our names; position tables are compared instead, and every difference is listed."""
+    expected = objective.state_dict()
+    found: dict[str, Tensor] = {}
+    wrong: list[str] = []
+    for name, tensor in weights.items():
+        ours = our_name(name)
+        if name.endswith(".pos_embed.pos_embeds"):
+            module = objective.get_submodule(ours.removesuffix(".pos_embed.pos_embeds"))
+            table = module.get_buffer("positions")
+            theirs = tensor.flatten(0, -2)[1:]
+            if theirs.shape != table.shape or not torch.allclose(theirs, table, atol=1e-5):
+                wrong.append(f"{name} is not the fixed sin-cos table")
+        elif ours not in expected:
+            wrong.append(f"unknown {name}")
+        elif tensor.shape != expected[ours].shape:
+            wrong.append(f"{name} has shape {tuple(tensor.shape)}, expected {tuple(expected[ours].shape)}")
+        else:
+            found[ours] = tensor
+    seen = {our_name(name) for name in weights}
+    wrong += [f"missing {name}" for name in expected if name not in seen]
+    if wrong:
+        raise UserError(f"the checkpoint does not fit the config: {'; '.join(wrong)}")
+    objective.load_state_dict(found)

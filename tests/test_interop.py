@@ -1,0 +1,139 @@
+"""The authors' checkpoints, and with them the method itself, number by number."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from lmim.axes.mask import View, patchify
+from lmim.config import Config, UserError
+from lmim.interop import load_official, our_name
+from lmim.objectives.latent_mim import LatentMIM, Output
+
+FIXTURES = Path(__file__).parent / "fixtures"
+
+
+class Golden(NamedTuple):
+    """A golden file: what the authors' code computed from given weights and views."""
+
+    config: dict[str, Any]
+    metadata: dict[str, str]
+    tensors: dict[str, Tensor]
+
+    def under(self, prefix: str) -> dict[str, Tensor]:
+        return {n.removeprefix(prefix): t for n, t in self.tensors.items() if n.startswith(prefix)}
+
+
+@pytest.fixture(params=["public_infonce", "public_nocues_gap", "public_norm_l2"])
+def golden(request: pytest.FixtureRequest) -> Golden:
+    with safe_open(FIXTURES / f"{request.param}.safetensors", "pt") as file:  # type: ignore[no-untyped-call]
+        metadata = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    return Golden(json.loads(metadata["config"]), metadata, tensors)
+
+
+def run(golden: Golden) -> tuple[LatentMIM, Output]:
+    objective, _ = load_official(golden.under("state."), golden.config)
+    view = View(golden.tensors["out.vis_idx"], golden.tensors["out.mask_idx"])
+    return objective, objective(golden.tensors["out.patch_pix"], view, float(golden.metadata["sim_trg"]))
+
+
+def assert_close(ours: Tensor, theirs: Tensor, scale: float | None = None) -> None:
+    error = (ours - theirs).abs().max().item()
+    assert error <= 1e-5 * (theirs.abs().max().item() if scale is None else scale)
+
+
+def test_outputs_and_losses_are_the_authors(golden: Golden) -> None:
+    """Any slip in the method (norms, positions, cues, losses) would show here first."""
+    _, output = run(golden)
+    assert_close(output.latents, golden.tensors["out.x_vis"])
+    assert_close(output.target, golden.tensors["out.x_trg"])
+    assert_close(output.prediction, golden.tensors["out.x_pred"])
+    assert_close(output.term, golden.tensors["out.loss_term"])
+    assert_close(output.loss, golden.tensors["out.loss_total"])
+
+
+def test_gradients_are_the_authors(golden: Golden) -> None:
+    """A gradient that is missing, or flows where it should not, trains another method."""
+    objective, output = run(golden)
+    output.loss.backward()  # type: ignore[no-untyped-call]
+    theirs = {our_name(name): grad for name, grad in golden.under("grad.").items()}
+    largest = max(grad.abs().max().item() for grad in theirs.values())
+    ours = {name: p.grad for name, p in objective.named_parameters() if p.requires_grad}
+    assert set(ours) == set(theirs)
+    for name, grad in ours.items():
+        assert grad is not None
+        assert_close(grad, theirs[name], scale=largest)
+
+
+def test_momentum_update_and_evaluation_feature_are_the_authors(golden: Golden) -> None:
+    """The target must follow the online encoder by their rule, and evaluation must see their feature."""
+    objective, _ = run(golden)
+    objective.target.after_step(objective.encoder, float(golden.metadata["ema_momentum"]))
+    state = objective.state_dict()
+    for name, theirs in golden.under("ema.").items():
+        if "pos_embed" not in name:
+            assert_close(state[our_name(f"target_encoder.{name}")], theirs)
+    features = objective.features(golden.tensors["input.full_images"])
+    assert_close(features, golden.tensors["out.eval_features"])
+
+
+def test_images_are_cut_into_patches_as_the_authors_do(golden: Golden) -> None:
+    """Another pixel order would silently permute the weights of the patch embedding."""
+    if golden.config["patch_gap"] == 0:  # with a gap the authors' offsets were random
+        patches = patchify(golden.tensors["input.images"], golden.config["patch_size"])
+        assert torch.equal(patches, golden.tensors["out.patch_pix"])
+    else:
+        cell = golden.config["patch_size"] + golden.config["patch_gap"]
+        assert golden.tensors["input.images"].shape[-1] == golden.config["grid_size"] * cell
+
+
+def test_a_trainers_pth_loads_like_the_plain_weights(golden: Golden, tmp_path: Path) -> None:
+    """Users have the trainer's own file: wrapped, prefixed, with optimiser and epoch beside."""
+    weights = {f"module.{name}": tensor for name, tensor in golden.under("state.").items()}
+    path = tmp_path / "checkpoint_latest.pth"
+    torch.save({"state_dict": weights, "optimizer": {"state": {}}, "epoch": 3}, path)
+    objective, config = load_official(path, golden.config)
+    assert isinstance(config, Config)
+    plain, _ = load_official(golden.under("state."), config)
+    for name, tensor in plain.state_dict().items():
+        assert torch.equal(tensor, objective.state_dict()[name])
+
+
+def test_unknown_missing_and_misshapen_weights_are_all_listed(golden: Golden) -> None:
+    """A half-loaded model that looks fine is the worst outcome."""
+    weights = golden.under("state.")
+    del weights["decoder.norm.bias"]
+    weights["surplus"] = torch.zeros(1)
+    weights["encoder.norm.bias"] = torch.zeros(3)
+    with pytest.raises(UserError) as error:
+        load_official(weights, golden.config)
+    for part in ("missing decoder.norm.bias", "unknown surplus", "encoder.norm.bias has shape (3,)"):
+        assert part in str(error.value)
+
+
+class Payload:
+    """What a stranger's pickle might do."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (Path("pwned"),))
+
+
+def test_a_pickle_that_runs_code_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A downloaded checkpoint must not be able to run anything."""
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": {}, "args": Payload()}, tmp_path / "evil.pth")
+    with pytest.raises(UserError, match="not unpickled"):
+        load_official(tmp_path / "evil.pth", {})
+    assert not (tmp_path / "pwned").exists()
+
+
+@pytest.mark.parametrize("key", ["embed_dims", "loss", "target_depth"])
+def test_an_unknown_key_or_value_of_the_official_config_is_named(key: str) -> None:
+    """A mistyped argument must not fall back to a default."""
+    with pytest.raises(UserError, match=key):
+        load_official({}, {"depth": 2, key: "nonsense"})
