@@ -1,0 +1,160 @@
+"""ImageNet's layout on disk: train/<class>/<image> and val/<class>/<image>."""
+
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from lmim.config import UserError
+from lmim.data.cache import cached_json
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"})
+CORRUPT_SHARE = 0.01
+"""A dataset with more unreadable files than this part, and than CORRUPT_FLOOR, is refused."""
+CORRUPT_FLOOR = 3
+
+# what Pillow raises on files that are no image, are cut off, or are absurdly large
+UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+
+
+@dataclass(frozen=True)
+class FolderSplit:
+    """Images decoded when they are asked for, each squeezed to a square canvas."""
+
+    files: Sequence[Path]
+    labels: Int[Tensor, " n"]
+    canvas: int
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def read(self, indices: Int[Tensor, " b"]) -> tuple[UInt8[Tensor, "b c s s"], Float[Tensor, " b"]]:
+        """The images, and the width over the height that each had on disk.
+
+        Threads, as Pillow decodes outside the interpreter's lock. Only this batch is in memory, with one full image
+        for each thread. The pool lives for the call alone, so that a forked worker inherits none.
+        """
+        with ThreadPoolExecutor(_threads()) as pool:
+            decoded = list(pool.map(self._decode, indices.tolist()))
+        images = torch.from_numpy(np.stack([image for image, _ in decoded]))
+        return images.permute(0, 3, 1, 2).contiguous(), torch.tensor([aspect for _, aspect in decoded])
+
+    def _decode(self, index: int) -> tuple[NDArray[np.uint8], float]:
+        path = self.files[index]
+        try:
+            with Image.open(path) as image:
+                aspect = image.width / image.height
+                # a JPEG is decoded no larger than it must be
+                image.draft("RGB", (self.canvas, self.canvas))
+                squeezed = image.convert("RGB").resize((self.canvas, self.canvas), Image.Resampling.BICUBIC)
+        except UNREADABLE as error:
+            raise UserError(f"{path}: cannot be read any more ({error}): restore the file") from error
+        return np.asarray(squeezed), aspect
+
+
+def open_folders(root: Path, canvas: int) -> tuple[FolderSplit, FolderSplit, list[str], str]:
+    """Train split, val split, the classes' names, and a version over every file's name and size.
+
+    Every file is decoded once, when the folder is first seen; what was found is cached until a file changes.
+    """
+    classes = sorted(entry.name for entry in _folders(root / "train"))
+    label = {name: i for i, name in enumerate(classes)}
+    strangers = [entry.name for entry in _folders(root / "val") if entry.name not in label]
+    if strangers:
+        raise UserError(
+            f"{root / 'val'}: class {strangers[0]} has no folder in {root / 'train'}: add or remove it"
+        )
+    listing = [
+        (split, entry.name, file.name, file.stat().st_size, file.stat().st_mtime_ns)
+        for split in ("train", "val")
+        for entry in _folders(root / split)
+        for file in _images(entry.path)
+    ]
+    # times tell whether to look again; they change with every copy, so they are no part of the version
+    seen = _digest([str(root.resolve()), *listing])
+    names = [f"{split}/{name}/{file}" for split, name, file, _, _ in listing]
+    corrupt = set(cached_json(f"imagefolder-{seen}.json", lambda: _corrupt(root, names)))
+    _judge(root, names, sorted(corrupt))
+    parts = []
+    for split in ("train", "val"):
+        kept = [
+            (root / path, label[row[1]])
+            for path, row in zip(names, listing, strict=True)
+            if row[0] == split and path not in corrupt
+        ]
+        if not kept:
+            raise UserError(f"{root / split}: no readable image in any class folder")
+        parts.append(FolderSplit([path for path, _ in kept], torch.tensor([y for _, y in kept]), canvas))
+    version = _digest([row[:4] for row, path in zip(listing, names, strict=True) if path not in corrupt])
+    return parts[0], parts[1], classes, version
+
+
+def _judge(root: Path, names: Sequence[str], corrupt: Sequence[str]) -> None:
+    if not corrupt:
+        return
+    found = f"{root}: {len(corrupt)} of {len(names)} images cannot be read"
+    shown = ", ".join(corrupt[:20]) + (f" and {len(corrupt) - 20} more" if len(corrupt) > 20 else "")
+    if len(corrupt) > max(CORRUPT_FLOOR, CORRUPT_SHARE * len(names)):
+        raise UserError(f"{found}, more than {CORRUPT_SHARE:.0%}: restore them or remove them: {shown}")
+    warnings.warn(f"{found} and are skipped: {shown}", stacklevel=4)
+
+
+def _corrupt(root: Path, names: Sequence[str]) -> list[str]:
+    corrupt: list[str] = []
+    with ThreadPoolExecutor(_threads()) as pool:
+        # a part at a time: a queue of a million futures would weigh more than the images
+        for start in range(0, len(names), 4096):
+            part = names[start : start + 4096]
+            sound = pool.map(lambda name: _sound(root / name), part)
+            corrupt += [name for name, ok in zip(part, sound, strict=True) if not ok]
+    return corrupt
+
+
+def _sound(path: Path) -> bool:
+    try:
+        with Image.open(path) as image:
+            image.draft("L", (1, 1))
+            image.load()
+    except UNREADABLE:
+        return False
+    return True
+
+
+def _folders(root: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(root) as entries:
+            found = sorted(
+                (e for e in entries if e.is_dir() and not e.name.startswith(".")), key=lambda e: e.name
+            )
+    except OSError as error:
+        raise UserError(
+            f"data.path: {root}: {error.strerror}: give a folder with train/ and val/ in it"
+        ) from error
+    if not found:
+        raise UserError(f"data.path: {root}: no class folders in it: one folder of images for each class")
+    return found
+
+
+def _images(folder: str) -> list[os.DirEntry[str]]:
+    with os.scandir(folder) as entries:
+        found = (e for e in entries if os.path.splitext(e.name)[1].lower() in SUFFIXES and e.is_file())
+        return sorted((e for e in found if not e.name.startswith(".")), key=lambda e: e.name)
+
+
+def _digest(rows: Sequence[object]) -> str:
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:12]
+
+
+def _threads() -> int:
+    return min(16, len(os.sched_getaffinity(0)))
