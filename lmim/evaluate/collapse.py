@@ -1,0 +1,66 @@
+"""Is the representation collapsing? Four figures of a batch of patch features.
+
+Memory is that of the batch itself: no matrix of all pairs. They come as 0-d tensors, so that the training
+loop chooses when to fetch them from the device.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def diagnostics(patch_features: Float[Tensor, "b n d"]) -> dict[str, Float[Tensor, ""]]:
+    """Measures of collapse of b images of n patches; NaN where undefined or the input is not finite.
+
+    - rank: RankMe of the images' mean features, from 1 (one direction for all) to min(b, d).
+    - image_cosine: mean cosine between the mean features of different images; 1 is collapse.
+    - patch_cosine: mean cosine between different patches of one image, averaged over images.
+    - std: mean over channels of the deviation between images of the unit mean features, times sqrt(d): 1 is
+      isotropic, 0 collapse (arXiv 2011.10566).
+
+    >>> {name: round(float(value), 2) for name, value in diagnostics(torch.ones(4, 3, 8)).items()}
+    {'rank': 1.0, 'image_cosine': 1.0, 'patch_cosine': 1.0, 'std': 0.0}
+    """
+    patches = patch_features.detach().float()
+    images = patches.mean(dim=1)
+    unit = F.normalize(images, dim=1)
+    return {
+        "rank": rankme(images),
+        "image_cosine": mean_cosine(images),
+        "patch_cosine": mean_cosine(patches).mean(),
+        "std": unit.std(dim=0).mean() * unit.shape[1] ** 0.5,
+    }
+
+
+def rankme(features: Float[Tensor, "b d"]) -> Float[Tensor, ""]:
+    """Effective rank: exp of the entropy of the normalised singular values (arXiv 2210.02885).
+
+    NaN for features that are not finite, on which the decomposition itself would raise.
+
+    >>> round(float(rankme(torch.eye(5))), 4)
+    5.0
+    """
+    features = features.float()
+    # The rank does not depend on the scale, while squares of a diverging encoder's features overflow.
+    scaled = features / features.abs().amax().clamp_min(torch.finfo(torch.float32).tiny)
+    finite = scaled.isfinite().all()
+    values = torch.linalg.svdvals(torch.nan_to_num(scaled, nan=0.0, posinf=0.0, neginf=0.0))
+    share = values / values.sum().clamp_min(torch.finfo(torch.float32).tiny)
+    return torch.where(finite, torch.special.entr(share).sum().exp(), torch.nan)
+
+
+def mean_cosine(features: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*batch"]:
+    """Mean cosine over the n (n - 1) ordered pairs of different rows; NaN for a single row.
+
+    The sum over all pairs is the squared norm of the sum of unit vectors, so no n x n matrix is needed.
+
+    >>> float(mean_cosine(torch.eye(3)))
+    0.0
+    """
+    unit = F.normalize(features.float(), dim=-1)
+    rows = unit.shape[-2]
+    if rows < 2:
+        return torch.full_like(unit[..., 0, 0], torch.nan)
+    pairs = unit.sum(dim=-2).square().sum(dim=-1) - unit.square().sum(dim=(-2, -1))
+    return pairs / (rows * (rows - 1))
