@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from lmim.data.imagefolder import open_folders
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
+@runtime_checkable
 class Split(Protocol):
     """Labelled images, read by index."""
 
@@ -61,7 +62,31 @@ def open_dataset(data: Data) -> Dataset:
     >>> open_dataset(Data(name="digits", image_size=8)).train.labels[:3].tolist()
     [0, 1, 2]
     """
-    return DATASETS[data.name](data)
+    dataset = DATASETS[data.name](data)
+    if data.train_images is None or data.train_images >= len(dataset.train):
+        return dataset
+    chosen = torch.randperm(len(dataset.train), generator=torch.Generator().manual_seed(0))
+    return replace(dataset, train=Subset(dataset.train, chosen[: data.train_images].sort().values))
+
+
+@dataclass(frozen=True)
+class Subset:
+    """Some images of a split."""
+
+    whole: Split
+    indices: Int[Tensor, " n"]
+
+    @property
+    def labels(self) -> Int[Tensor, " n"]:
+        """The class of every image kept."""
+        return self.whole.labels[self.indices]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def read(self, indices: Int[Tensor, " b"]) -> tuple[UInt8[Tensor, "b c s s"], Float[Tensor, " b"]]:
+        """The images at these positions of the subset."""
+        return self.whole.read(self.indices[indices])
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import hashlib
 import importlib.util
 import json
 import math
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -125,7 +125,7 @@ def _shrink(large: Image.Image, size: int) -> NDArray[np.float64]:
     return np.asarray(large.resize((size, size), Image.Resampling.BOX), np.float64) / 255
 
 
-@lru_cache(maxsize=None)
+@cache
 def _master(font: str, character: str, side: int, em: float) -> Image.Image:
     face = ImageFont.truetype(_font_file(font), round(em * side), layout_engine=ImageFont.Layout.BASIC)
     left, top, right, bottom = face.getbbox(character)
@@ -146,6 +146,6 @@ def _font_file(name: str) -> Path:
     return path
 
 
-@lru_cache(maxsize=None)
+@cache
 def _font_hash(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -32,18 +32,19 @@ UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBom
 class FolderSplit:
     """Images decoded when they are asked for, each squeezed to a square canvas."""
 
-    files: Sequence[Path]
+    root: Path
+    names: Sequence[str]
     labels: Int[Tensor, " n"]
     canvas: int
 
     def __len__(self) -> int:
-        return len(self.files)
+        return len(self.names)
 
     def read(self, indices: Int[Tensor, " b"]) -> tuple[UInt8[Tensor, "b c s s"], Float[Tensor, " b"]]:
         """The images, and the width over the height that each had on disk.
 
-        Threads, as Pillow decodes outside the interpreter's lock. Only this batch is in memory, with one full image
-        for each thread. The pool lives for the call alone, so that a forked worker inherits none.
+        Threads, as Pillow decodes outside the interpreter's lock. Only this batch is in memory, with one
+        full image for each thread. The pool lives for the call alone, so that a forked worker inherits none.
         """
         with ThreadPoolExecutor(_threads()) as pool:
             decoded = list(pool.map(self._decode, indices.tolist()))
@@ -51,7 +52,7 @@ class FolderSplit:
         return images.permute(0, 3, 1, 2).contiguous(), torch.tensor([aspect for _, aspect in decoded])
 
     def _decode(self, index: int) -> tuple[NDArray[np.uint8], float]:
-        path = self.files[index]
+        path = self.root / self.names[index]
         try:
             with Image.open(path) as image:
                 aspect = image.width / image.height
@@ -88,15 +89,12 @@ def open_folders(root: Path, canvas: int) -> tuple[FolderSplit, FolderSplit, lis
     _judge(root, names, sorted(corrupt))
     parts = []
     for split in ("train", "val"):
-        kept = [
-            (root / path, label[row[1]])
-            for path, row in zip(names, listing, strict=True)
-            if row[0] == split and path not in corrupt
-        ]
+        kept = [name for name in names if name.startswith(f"{split}/") and name not in corrupt]
         if not kept:
-            raise UserError(f"{root / split}: no readable image in any class folder")
-        parts.append(FolderSplit([path for path, _ in kept], torch.tensor([y for _, y in kept]), canvas))
-    version = _digest([row[:4] for row, path in zip(listing, names, strict=True) if path not in corrupt])
+            raise UserError(f"data.path: {root / split}: no readable image in any class folder")
+        labels = torch.tensor([label[name.split("/")[1]] for name in kept])
+        parts.append(FolderSplit(root, kept, labels, canvas))
+    version = _digest([row[:4] for name, row in zip(names, listing, strict=True) if name not in corrupt])
     return parts[0], parts[1], classes, version
 
 
