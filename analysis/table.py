@@ -1,0 +1,199 @@
+"""The result table: one row an arm, as data and as CSV, Markdown and LaTeX."""
+
+import csv
+import io
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from analysis.claims import spelled
+from analysis.intervals import Interval, interval
+from analysis.results import Arm, Results
+
+NONE = "-"
+
+
+@dataclass(frozen=True)
+class Row:
+    """An arm over its seeds."""
+
+    arm: str
+    axes: Mapping[str, object]
+    baseline: bool
+    n: int
+    metrics: Mapping[str, Interval]
+    """In the order of the columns."""
+    outcomes: Mapping[str, int]
+    core_hours: float
+
+
+def rows(results: Results) -> tuple[Row, ...]:
+    """A row for each planned arm, in the file's order, the baselines last."""
+    return tuple(_row(arm, results) for arm in results.arms)
+
+
+def _row(arm: Arm, results: Results) -> Row:
+    trials = results.of(arm.name)
+    return Row(
+        arm.name,
+        arm.axes,
+        arm.baseline,
+        len(trials),
+        {key: interval(t.metrics[key] for t in trials if key in t.metrics) for key in results.metrics},
+        dict(sorted(Counter(t.outcome for t in trials).items())),
+        math.fsum(t.metrics.get("system/seconds", 0) * float(t.params.get("run.cpus", 1)) for t in trials)
+        / 3600,
+    )
+
+
+def label(metric: str) -> str:
+    """A metric's name for people.
+
+    >>> label("eval/knn_top1"), label("collapse/rank")
+    ('knn top1 (%)', 'rank')
+    """
+    leaf = metric.rpartition("/")[2]
+    return leaf.replace("_", " ") + (" (%)" if leaf.endswith("top1") else "")
+
+
+def decimals(values: Iterable[float]) -> int:
+    """Enough to tell arms apart, for a whole column.
+
+    >>> decimals([14.2, 6.5]), decimals([0.2, 0.9]), decimals([1234.0])
+    (2, 3, 1)
+    """
+    largest = max((abs(value) for value in values), default=0.0)
+    return 3 if largest < 2 else 2 if largest < 100.005 else 1
+
+
+def cells(table: Sequence[Row], plus_minus: str = " ± ", none: str = NONE) -> list[list[str]]:
+    """Head and rows as text: mean ± half of the 95 % interval; `(n=…)` where fewer seeds have the metric."""
+    metrics = list(table[0].metrics) if table else []
+    digits = {
+        key: decimals(mean for row in table if (mean := row.metrics[key].mean) is not None) for key in metrics
+    }
+
+    def number(row: Row, key: str) -> str:
+        found = row.metrics[key]
+        if found.mean is None:
+            return none
+        half = "" if found.half is None else f"{plus_minus}{found.half:.{digits[key]}f}"
+        fewer = "" if found.n == row.n else f" (n={found.n})"
+        return f"{found.mean:.{digits[key]}f}{half}{fewer}"
+
+    head = ["arm", "n", *map(label, metrics), "outcome", "core-hours"]
+    return [head] + [
+        [
+            row.arm,
+            str(row.n),
+            *(number(row, key) for key in metrics),
+            ", ".join(f"{count} {outcome}" for outcome, count in row.outcomes.items()) or none,
+            f"{row.core_hours:.3f}",
+        ]
+        for row in table
+    ]
+
+
+def caption(results: Results) -> str:
+    """What the figures in a table are."""
+    return (
+        f"Mean ± half-width of the 95 % t-interval over n seeds; scale {results.scale}; "
+        "core-hours are the sum over the row's trials."
+    )
+
+
+def to_csv(table: Sequence[Row]) -> str:
+    """Every figure in full: per metric its n, mean and interval; a column for each axis and each outcome."""
+    axes = list(dict.fromkeys(key for row in table for key in row.axes))
+    outcomes = sorted({outcome for row in table for outcome in row.outcomes})
+    metrics = list(table[0].metrics) if table else []
+    parts = ["", " n", " low", " high"]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(
+        [
+            "arm",
+            "baseline",
+            *axes,
+            "n",
+            *(key + part for key in metrics for part in parts),
+            *outcomes,
+            "core_hours",
+        ]
+    )
+    for row in table:
+        found = [row.metrics[key] for key in metrics]
+        writer.writerow(
+            [
+                row.arm,
+                spelled(row.baseline),
+                *(spelled(row.axes[key]) if key in row.axes else "" for key in axes),
+                row.n,
+                *(value for i in found for value in (i.mean, i.n, i.low, i.high)),
+                *(row.outcomes.get(outcome, 0) for outcome in outcomes),
+                row.core_hours,
+            ]
+        )
+    return text.getvalue()
+
+
+def to_markdown(table: Sequence[Row], results: Results) -> str:
+    """A pipe table under the sweep's question, the baselines in italics below the arms."""
+    head, *body = cells(table)
+    body = [
+        [f"*{line[0]}*" if row.baseline else line[0], *line[1:]]
+        for row, line in zip(table, body, strict=True)
+    ]
+    lines = [head, ["---", *["---:"] * (len(head) - 3), "---", "---:"], *body]
+    text = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    note = " Baselines in italics." if any(row.baseline for row in table) else ""
+    return f"**{results.question}**\n\n{text}\n\n{caption(results)}{note}\n"
+
+
+def to_latex(table: Sequence[Row], results: Results) -> str:
+    """A booktabs tabular, the baselines under a rule of their own."""
+    head, *body = cells(table, plus_minus=r" \pm ", none="--")
+    columns = "l" + "r" * (len(head) - 3) + "lr"
+    lines = [_latex_line(head), r"\midrule"]
+    for row, line, above in zip(table, body, [None, *table], strict=False):
+        if row.baseline and above is not None and not above.baseline:
+            lines.append(r"\midrule")
+        lines.append(_latex_line(line))
+    inside = "\n".join([r"\toprule", *lines, r"\bottomrule"])
+    return (
+        f"% {results.question}\n% {caption(results)}\n% Needs \\usepackage{{booktabs}}.\n"
+        f"\\begin{{tabular}}{{{columns}}}\n{inside}\n\\end{{tabular}}\n"
+    )
+
+
+def _latex_line(line: Sequence[str]) -> str:
+    return " & ".join(f"${cell}$" if r"\pm" in cell else _escape(cell) for cell in line) + r" \\"
+
+
+def _escape(text: str) -> str:
+    special = {c: f"\\{c}" for c in "&%$#_{}"} | {
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+    }
+    return "".join(special.get(c, c) for c in text)
+
+
+def trials_csv(results: Results) -> str:
+    """Every trial that counts: a line with its axes, provenance and metrics."""
+    axes = {arm.name: arm.axes for arm in results.arms}
+    keys = list(dict.fromkeys(key for arm in results.arms for key in arm.axes))
+    metrics = sorted({key for trial in results.trials for key in trial.metrics})
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["trial", "arm", *keys, "seed", "outcome", "commit", "dataset_version", "run", *metrics])
+    for t in results.trials:
+        own = [spelled(axes[t.arm][key]) if key in axes[t.arm] else "" for key in keys]
+        values = [t.metrics.get(key, "") for key in metrics]
+        writer.writerow(
+            [t.id, t.arm, *own, t.seed, t.outcome, t.commit, t.dataset_version, t.run_id, *values]
+        )
+    return text.getvalue()
