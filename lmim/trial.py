@@ -226,6 +226,19 @@ class TrialFolder:
                 ) from None
         return rows, offset + len(whole)
 
+    def born(self) -> float | None:
+        """The first row's time: it stays through every resume, and changes when a trial begins anew."""
+        try:
+            with self.journal.open("rb") as file:
+                line = file.readline()
+            return float(json.loads(line)["time"]) if line.endswith(b"\n") else None
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError):
+            raise UserError(
+                f"{self.journal}: damaged in line 1; delete {self.path} to run the trial again"
+            ) from None
+
     def rewind(self, step: int) -> None:
         """Drop the rows after `step`, and a line that a kill left unfinished: called on resume."""
         rows, end = self.rows()

@@ -1,0 +1,500 @@
+"""MLflow, fed from the trials' folders: in batches, beside the training, each point once.
+
+    python -m lmim.tracking sync [--out results] [--tracking-uri URI]
+
+One experiment a sweep, in it one parent run a scale, under it one child run a trial. The folders
+stay the truth: a database that is lost, or a server that was away, is filled again by `sync`.
+The only module that imports MLflow, and only once a Tracker is made: the import takes seconds.
+"""
+
+import argparse
+import logging
+import os
+import sqlite3
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict
+
+from lmim.config import UserError
+from lmim.trial import State, TrialFolder, write_atomic
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Experiment, Run
+
+    from lmim.ablation import Sweep
+
+log = logging.getLogger(__name__)
+
+ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    # MLflow's own defaults hold a caller up for four minutes when the server is gone
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "0",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_JITTER": "0",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+}
+METRICS_PER_BATCH = 1000
+PARAMS_PER_BATCH = 100
+
+
+class PlannedArm(BaseModel):
+    """An arm as the report needs it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    axes: dict[str, Any]
+    baseline: bool
+
+
+class PlannedTrial(BaseModel):
+    """A trial as the report needs it; its config lies in its folder."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    arm: str
+    seed: int
+
+
+class Plan(BaseModel):
+    """What a sweep set out to do: kept as <out>/<name>/<scale>/plan.json and in MLflow."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    scale: str
+    question: str
+    metric: str
+    design: str
+    seeds: tuple[int, ...]
+    claims: tuple[str, ...]
+    arms: tuple[PlannedArm, ...]
+    trials: tuple[PlannedTrial, ...]
+
+    @classmethod
+    def of(cls, sweep: "Sweep") -> "Plan":
+        """The plan of a loaded sweep file."""
+        return cls(
+            name=sweep.name,
+            scale=sweep.scale,
+            question=sweep.question,
+            metric=sweep.metric,
+            design=sweep.design,
+            seeds=tuple(sweep.seeds),
+            claims=tuple(claim.text for claim in sweep.claims),
+            arms=tuple(
+                PlannedArm(name=arm.name, axes=dict(arm.axes), baseline=arm.baseline) for arm in sweep.arms
+            ),
+            trials=tuple(PlannedTrial(id=t.id, arm=t.arm, seed=t.seed) for t in sweep.trials),
+        )
+
+    def file(self, out: Path) -> Path:
+        """Where the plan is kept."""
+        return out / self.name / self.scale / "plan.json"
+
+
+@dataclass
+class _Child:
+    """What MLflow is known to hold of one trial."""
+
+    run: str
+    status: str
+    tags: dict[str, str]
+    offset: int = 0
+    """Bytes of the journal that were read."""
+    rewinds: int = 0
+    last: dict[str, int] = field(default_factory=dict)
+    """The newest step of each metric: a point at or before it is there already."""
+    read_back: bool = False
+
+
+def default_uri(out: Path) -> str:
+    """The database under `out`; absolute, because MLflow's default follows the working directory.
+
+    >>> default_uri(Path("/data/results"))
+    'sqlite:////data/results/mlflow.db'
+    """
+    return f"sqlite:///{out.resolve() / 'mlflow.db'}"
+
+
+def connect(uri: str) -> "MlflowClient":
+    """MLflow's client, without its telemetry, its chatter and its long waits.
+
+    A database gets its tables here; a server is not asked anything yet.
+
+    Raises:
+        UserError: MLflow refuses the URI or the database.
+    """
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    for name, level in (("alembic", logging.WARNING), ("urllib3.connectionpool", logging.ERROR)):
+        logging.getLogger(name).setLevel(level)
+    try:
+        _write_ahead(uri)
+        return MlflowClient(uri)
+    except (MlflowException, SQLAlchemyError, OSError, sqlite3.Error) as error:
+        raise UserError(f"--tracking-uri {uri}: {_one_line(error)}") from None
+
+
+class Tracker:
+    """Feeds one sweep's trials to MLflow.
+
+    `feed` never raises for a server that does not answer: it warns once and catches up later.
+
+    Args:
+        uri: MLflow's tracking URI; None is `default_uri(out)`.
+        sweep: what to track; it is written to <out>/<name>/<scale>/plan.json first.
+        out: the folder that holds `trials/`.
+
+    Raises:
+        UserError: MLflow refuses the URI or the database.
+    """
+
+    retry_seconds = 30.0
+    """How long to leave a server alone that did not answer."""
+
+    def __init__(self, uri: str | None, sweep: "Sweep | Plan", out: Path) -> None:
+        self.uri = uri or default_uri(out)
+        self.out = out.resolve()
+        self.plan = sweep if isinstance(sweep, Plan) else Plan.of(sweep)
+        self._axes = {arm.name: arm.axes for arm in self.plan.arms}
+        self._parent: str | None = None
+        self._experiment = ""
+        self._children: dict[str, _Child] = {}
+        self._silent_until = 0.0
+        self._warned: set[str] = set()
+
+        file = self.plan.file(self.out)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(file, self.plan.model_dump_json(indent=2) + "\n")
+
+        self._client = connect(self.uri)
+        from mlflow.exceptions import MlflowException
+        from sqlalchemy.exc import SQLAlchemyError
+
+        self._failures = (MlflowException, SQLAlchemyError, OSError)
+
+    def feed(self) -> bool:
+        """Bring MLflow up to date with the folders; False if it could not be reached."""
+        if time.monotonic() < self._silent_until:
+            return False
+        try:
+            if self._parent is None:
+                self._connect()
+            for trial in self.plan.trials:
+                try:
+                    self._feed(trial)
+                except UserError as error:  # one damaged folder must not hold up the others
+                    self._warn(str(error))
+        except self._failures as error:
+            self._parent = None  # what arrived is unknown: read it back
+            self._silent_until = time.monotonic() + self.retry_seconds
+            self._warn(
+                f"MLflow at {self.uri} takes nothing ({_one_line(error)}); training goes on, and "
+                "the metrics follow when it is back, or with: python -m lmim.tracking sync"
+            )
+            return False
+        self._warned = {text for text in self._warned if not text.startswith("MLflow at ")}
+        return True
+
+    def close(self) -> bool:
+        """Feed what is left and set the parent's status; False if MLflow could not be reached."""
+        self._silent_until = 0.0
+        if not self.feed() or self._parent is None:
+            return False
+        try:
+            self._finish(self._parent, self._overall())
+        except self._failures as error:
+            self._warn(f"MLflow at {self.uri} takes nothing ({_one_line(error)})")
+            return False
+        return True
+
+    def _warn(self, text: str) -> None:
+        kind = "MLflow at " if text.startswith("MLflow at ") else text
+        if kind not in self._warned:
+            self._warned.add(kind)
+            log.warning(text)
+
+    def _folder(self, trial: str) -> TrialFolder:
+        return TrialFolder(self.out / "trials", trial)
+
+    def _connect(self) -> None:
+        """Find or make the experiment and the parent, and what they hold of each trial."""
+        plan = self.plan
+        self._experiment = self._find_experiment().experiment_id
+        parents = [
+            run
+            for run in self._search("tags.`lmim.sweep` LIKE '%'")
+            if run.data.tags.get("lmim.scale") == plan.scale
+        ]
+        parent = parents[0] if parents else None
+        tags = {
+            "lmim.sweep": plan.name,
+            "lmim.scale": plan.scale,
+            "lmim.question": plan.question,
+            "lmim.metric": plan.metric,
+            "lmim.design": plan.design,
+        }
+        if parent is None:
+            parent = self._client.create_run(
+                self._experiment, tags=tags, run_name=f"{plan.name} {plan.scale}"
+            )
+        self._log(parent.info.run_id, tags=_changed(parent.data.tags, tags))
+        self._client.log_text(
+            parent.info.run_id, self.plan.file(self.out).read_text(encoding="utf-8"), "plan.json"
+        )
+        if self._overall() != "FINISHED" and parent.info.status != "RUNNING":
+            self._client.update_run(parent.info.run_id, status="RUNNING")
+
+        self._children = {}
+        planned = {trial.id for trial in plan.trials}
+        for run in self._search(f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'"):
+            trial = run.data.tags.get("lmim.trial_id", "")
+            if trial in self._children:  # made twice, by a request that was answered too late
+                self._client.delete_run(run.info.run_id)
+                continue
+            self._children[trial] = _child(run)
+            if trial not in planned and run.info.status == "RUNNING":
+                self._client.set_terminated(run.info.run_id, "KILLED")
+        self._parent = parent.info.run_id
+
+    def _find_experiment(self) -> "Experiment":
+        experiment = self._client.get_experiment_by_name(self.plan.name)
+        if experiment is None:
+            # a server keeps artifacts where it was told to; a database keeps them beside itself
+            local = self.uri.startswith("sqlite:")
+            location = (self.out / "artifacts" / self.plan.name).as_uri() if local else None
+            created = self._client.create_experiment(self.plan.name, artifact_location=location)
+            experiment = self._client.get_experiment(created)
+        elif experiment.lifecycle_stage == "deleted":
+            self._client.restore_experiment(experiment.experiment_id)
+        return experiment
+
+    def _search(self, query: str) -> "Iterable[Run]":
+        """The active runs that match, oldest first."""
+        token: str | None = None
+        while True:
+            page = self._client.search_runs(
+                [self._experiment], query, order_by=["attributes.start_time ASC"], page_token=token
+            )
+            yield from page
+            token = page.token
+            if not token:
+                return
+
+    def _feed(self, trial: PlannedTrial) -> None:
+        folder = self._folder(trial.id)
+        state = folder.state()  # before the rows: a trial that is done has written all of them
+        if state.status == "new":
+            return
+        born = folder.born()
+        child = self._children.get(trial.id)
+        if child is not None and born and child.tags.get("lmim.born", repr(born)) != repr(born):
+            # The trial began anew, from its first step: what MLflow holds are another run's results.
+            self._client.delete_run(child.run)
+            child = None
+        if child is None:
+            child = self._children[trial.id] = self._create(trial, state)
+        if "lmim.fed" not in child.tags:  # made just now, or by a feed that was cut off here
+            have = self._client.get_run(child.run).data.params
+            params = {key: str(value) for key, value in folder.config().flat().items()}
+            # logged once: MLflow refuses to change a param
+            self._log(child.run, params={key: value for key, value in params.items() if key not in have})
+        if child.rewinds != state.rewinds:
+            child.offset, child.rewinds = 0, state.rewinds
+        rows, offset = folder.rows(child.offset)
+        if rows and not child.read_back:
+            self._read_back(child)
+
+        points = []
+        for row in rows:
+            for name, value in row.metrics.items():
+                if row.step > child.last.get(name, -1):
+                    child.last[name] = row.step
+                    points.append((name, value, int(row.time * 1000), row.step))
+        child.offset = offset
+        tags = {"lmim.status": _status_word(state, folder), "lmim.fed": f"{state.rewinds} {offset}"}
+        if born:
+            tags["lmim.born"] = repr(born)
+        for name in ("outcome", "commit", "dataset_version", "device", "host", "error"):
+            value = getattr(state, name)
+            if value is not None or f"lmim.{name}" in child.tags:
+                tags[f"lmim.{name}"] = str(value or "")[:5000]
+        changed = _changed(child.tags, tags)
+        self._log(child.run, points=points, tags=changed)
+        child.tags |= changed
+
+        status = {"running": "RUNNING", "done": "FINISHED", "failed": "FAILED"}.get(
+            tags["lmim.status"], "KILLED"
+        )
+        if status == child.status:
+            return
+        if status == "RUNNING":
+            self._client.update_run(child.run, status=status)
+        else:
+            ended = state.finished or state.heartbeat
+            self._client.set_terminated(child.run, status, int(ended * 1000) if ended else None)
+        child.status = status
+
+    def _create(self, trial: PlannedTrial, state: State) -> _Child:
+        tags = {
+            "mlflow.parentRunId": self._parent,
+            "lmim.trial_id": trial.id,
+            "lmim.arm": trial.arm,
+            "lmim.seed": str(trial.seed),
+            "lmim.scale": self.plan.scale,
+            **{f"lmim.axis.{key}": str(value) for key, value in self._axes.get(trial.arm, {}).items()},
+        }
+        run = self._client.create_run(
+            self._experiment,
+            start_time=int(state.started * 1000) if state.started else None,
+            tags=tags,
+            run_name=f"{trial.arm} seed={trial.seed}",
+        )
+        child = _child(run)
+        child.read_back = True  # it is empty
+        return child
+
+    def _read_back(self, child: _Child) -> None:
+        """Learn which points of a run that was found MLflow has."""
+        for name in self._client.get_run(child.run).data.metrics:
+            history = self._client.get_metric_history(child.run, name)
+            child.last[name] = max((point.step for point in history), default=-1)
+        child.read_back = True
+
+    def _log(
+        self,
+        run: str,
+        points: list[tuple[str, float, int, int]] | None = None,
+        params: dict[str, str] | None = None,
+        tags: dict[str, str] | None = None,
+    ) -> None:
+        """Points in order, in batches that MLflow takes; the tags come after the last of them."""
+        from mlflow.entities import Metric, Param, RunTag
+
+        metrics = [Metric(*point) for point in points or ()]
+        for start in range(0, len(metrics), METRICS_PER_BATCH):
+            self._client.log_batch(run, metrics=metrics[start : start + METRICS_PER_BATCH])
+        pairs = [Param(key, value) for key, value in (params or {}).items()]
+        for start in range(0, len(pairs), PARAMS_PER_BATCH):
+            self._client.log_batch(run, params=pairs[start : start + PARAMS_PER_BATCH])
+        if tags:
+            self._client.log_batch(run, tags=[RunTag(key, value) for key, value in tags.items()])
+
+    def _overall(self) -> str:
+        """The parent's status, from all folders."""
+        words = set()
+        for trial in self.plan.trials:
+            folder = self._folder(trial.id)
+            try:
+                words.add(_status_word(folder.state(), folder))
+            except UserError:
+                words.add("failed")
+        for word, status in (("running", "RUNNING"), ("interrupted", "KILLED"), ("new", "KILLED")):
+            if word in words:
+                return status
+        return "FAILED" if "failed" in words else "FINISHED"
+
+    def _finish(self, run: str, status: str) -> None:
+        info = self._client.get_run(run).info
+        if info.status == status:
+            return
+        if status == "RUNNING":
+            self._client.update_run(run, status=status)
+        else:
+            self._client.set_terminated(run, status)
+
+
+def sync(out: Path, uri: str | None = None) -> dict[str, bool]:
+    """Feed MLflow again from the folders under `out`: plan's name to whether it arrived.
+
+    Raises:
+        UserError: there is no plan, or one is damaged.
+    """
+    files = sorted(out.glob("*/*/plan.json"))
+    if not files:
+        raise UserError(f"{out}: no sweep has been run here (no <name>/<scale>/plan.json); pass its --out")
+    arrived = {}
+    for file in files:
+        try:
+            plan = Plan.model_validate_json(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(f"{file}: damaged ({_one_line(error)}); run the sweep again") from None
+        arrived[f"{plan.name}/{plan.scale}"] = Tracker(uri, plan, out).close()
+    return arrived
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line: 0 all arrived, 1 MLflow does not answer, 2 wrong arguments."""
+    parser = argparse.ArgumentParser(prog="python -m lmim.tracking", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("sync", help="feed MLflow again from the trials' folders")
+    command.add_argument("--out", type=Path, default=Path("results"), help="the sweeps' folder")
+    command.add_argument("--tracking-uri", help="MLflow's URI; default: the database under --out")
+    options = parser.parse_args(arguments)
+    try:
+        arrived = sync(options.out, options.tracking_uri)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for name, done in arrived.items():
+        print(f"{name}: {'up to date' if done else 'not sent'}")
+    return 0 if all(arrived.values()) else 1
+
+
+def _child(run: "Run") -> _Child:
+    """What a run that was found tells of itself; `lmim.fed` is written after the points it counts."""
+    tags = dict(run.data.tags)
+    rewinds, _, offset = tags.get("lmim.fed", "").partition(" ")
+    known = rewinds.isdigit() and offset.isdigit()
+    return _Child(
+        run=run.info.run_id,
+        status=run.info.status,
+        tags=tags,
+        offset=int(offset) if known else 0,
+        rewinds=int(rewinds) if known else 0,
+    )
+
+
+def _status_word(state: State, folder: TrialFolder) -> str:
+    """A trial that says it runs while nobody holds its lock was killed."""
+    return "interrupted" if state.status == "running" and not folder.locked() else state.status
+
+
+def _changed(old: dict[str, str], new: dict[str, str]) -> dict[str, str]:
+    return {key: value for key, value in new.items() if old.get(key) != value}
+
+
+def _write_ahead(uri: str) -> None:
+    """Let MLflow's UI read while we write; the mode stays with the database file."""
+    file = uri.removeprefix("sqlite:///")
+    if file == uri or not file:
+        return
+    Path(file).parent.mkdir(parents=True, exist_ok=True)
+    connection = sqlite3.connect(file)
+    try:
+        connection.execute("PRAGMA journal_mode=WAL")
+    finally:
+        connection.close()
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= 160 else f"{text[:157]}..."
+
+
+if __name__ == "__main__":
+    sys.exit(main())

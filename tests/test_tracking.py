@@ -1,0 +1,486 @@
+"""MLflow holds what the folders hold: each point once, whatever was killed, and whenever it was fed."""
+
+import json
+import logging
+import math
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, cast
+
+import pytest
+
+from lmim import tracking
+from lmim.config import Config, UserError
+from lmim.tracking import Plan, PlannedArm, PlannedTrial, Tracker, connect, default_uri, main, sync
+from lmim.trial import TrialFolder
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+
+@dataclass
+class Stage:
+    """A sweep of two arms and what MLflow holds of it."""
+
+    out: Path
+    uri: str
+    folders: dict[str, TrialFolder] = field(default_factory=dict)
+
+    def plan(self, scale: str = "demo", name: str = "loss") -> Plan:
+        trials = []
+        for arm in ("mse", "cosine"):
+            config = Config.model_validate({"loss": {"kind": arm}})
+            trials.append(PlannedTrial(id=config.identity, arm=arm, seed=config.seed))
+            self.folders[arm] = TrialFolder(self.out / "trials", config.identity)
+            self.folders[arm].create(config)
+        arms = tuple(PlannedArm(name=arm, axes={"loss": arm}, baseline=False) for arm in ("mse", "cosine"))
+        return Plan(
+            name=name,
+            scale=scale,
+            question="Which loss?",
+            metric="knn_top1",
+            design="grid",
+            seeds=(0,),
+            claims=("cosine > mse",),
+            arms=arms,
+            trials=tuple(trials),
+        )
+
+    def tracker(self) -> Tracker:
+        return Tracker(self.uri, self.plan(), self.out)
+
+    @property
+    def client(self) -> "MlflowClient":
+        return connect(self.uri)
+
+    def runs(self, query: str = "", name: str = "loss") -> "list[Run]":
+        experiment = self.client.get_experiment_by_name(name)
+        return list(self.client.search_runs([experiment.experiment_id], query)) if experiment else []
+
+    def parent(self) -> "Run":
+        (run,) = (run for run in self.runs() if "lmim.sweep" in run.data.tags)
+        return run
+
+    def child(self, arm: str = "mse") -> "Run":
+        (run,) = self.runs(f"tags.`lmim.arm` = '{arm}'")
+        return run
+
+    def points(self, metric: str = "train/loss", arm: str = "mse") -> list[tuple[int, float]]:
+        history = self.client.get_metric_history(self.child(arm).info.run_id, metric)
+        return sorted((point.step, point.value) for point in history)
+
+
+@pytest.fixture(scope="module")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """MLflow's tables, made once: they take 1.5 s."""
+    file = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    connect(f"sqlite:///{file}")
+    with sqlite3.connect(file) as database:  # from the write-ahead log into the file
+        database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    return file.read_bytes()
+
+
+@pytest.fixture
+def stage(tmp_path: Path, empty_database: bytes) -> Stage:
+    (tmp_path / "mlflow.db").write_bytes(empty_database)
+    return Stage(tmp_path, default_uri(tmp_path))
+
+
+def run_steps(folder: TrialFolder, *steps: int) -> None:
+    for step in steps:
+        folder.append(step, {"train/loss": step / 2})
+
+
+def test_what_a_finished_sweep_leaves_in_mlflow(stage: Stage) -> None:
+    """The report, which reads MLflow alone, would miss arms, seeds, configs or results."""
+    plan = stage.plan()
+    folder = stage.folders["mse"]
+    folder.update(
+        status="done", outcome="learned", commit="abc", dataset_version="v1", started=5.0, finished=9.0
+    )
+    folder.append(0, {"collapse/rank": 14.0})
+    folder.append(7, {"eval/knn_top1": 31.5})
+    stage.folders["cosine"].update(status="failed", error="out of memory")
+    assert Tracker(stage.uri, plan, stage.out).close()
+
+    parent = stage.parent()
+    assert parent.info.status == "FAILED"
+    assert {k: v for k, v in parent.data.tags.items() if k.startswith("lmim.")} == {
+        "lmim.sweep": "loss",
+        "lmim.scale": "demo",
+        "lmim.question": "Which loss?",
+        "lmim.metric": "knn_top1",
+        "lmim.design": "grid",
+    }
+    artifact = stage.client.download_artifacts(parent.info.run_id, "plan.json")
+    assert Plan.model_validate_json(Path(artifact).read_text()) == plan
+    assert parent.info.artifact_uri.startswith((stage.out / "artifacts").as_uri())
+
+    child = stage.child()
+    tags = child.data.tags
+    assert tags["mlflow.parentRunId"] == parent.info.run_id
+    assert (tags["lmim.trial_id"], tags["lmim.arm"], tags["lmim.seed"]) == (folder.id, "mse", "0")
+    assert (tags["lmim.axis.loss"], tags["lmim.scale"]) == ("mse", "demo")
+    assert (tags["lmim.commit"], tags["lmim.dataset_version"]) == ("abc", "v1")
+    assert (tags["lmim.outcome"], tags["lmim.status"]) == ("learned", "done")
+    assert child.data.params == {key: str(value) for key, value in folder.config().flat().items()}
+    assert child.data.metrics == {"collapse/rank": 14.0, "eval/knn_top1": 31.5}
+    assert (child.info.status, child.info.start_time, child.info.end_time) == ("FINISHED", 5000, 9000)
+
+    failed = stage.child("cosine")
+    assert (failed.info.status, failed.data.tags["lmim.error"]) == ("FAILED", "out of memory")
+
+
+def test_a_trial_that_did_not_begin_has_no_run(stage: Stage) -> None:
+    """MLflow's list would fill with empty runs."""
+    stage.tracker().feed()
+    assert [run.data.tags.get("lmim.arm") for run in stage.runs()] == [None]
+
+
+def test_feeding_while_it_trains_gives_each_point_once(stage: Stage) -> None:
+    """Curves would have doubled or missing points."""
+    tracker = stage.tracker()
+    folder = stage.folders["mse"]
+    with folder.lock():
+        folder.update(status="running")
+        for step in range(0, 6, 2):
+            run_steps(folder, step, step + 1)
+            assert tracker.feed()
+            assert tracker.feed()
+        assert stage.child().info.status == "RUNNING"
+        assert stage.parent().info.status == "RUNNING"
+    assert stage.points() == [(step, step / 2) for step in range(6)]
+
+
+@pytest.mark.parametrize("kept", ["all tags", "no tags"])
+def test_a_new_driver_sends_only_what_is_missing(stage: Stage, kept: str) -> None:
+    """After kill -9 of the driver, also between two batches, points would be doubled or lost."""
+    first = stage.tracker()
+    folder = stage.folders["mse"]
+    folder.update(status="running")
+    run_steps(folder, 0, 1, 2)
+    first.feed()
+    if kept == "no tags":  # killed after the points, before the tag that counts them
+        stage.client.delete_tag(stage.child().info.run_id, "lmim.fed")
+    run_steps(folder, 3, 4)
+    stage.tracker().feed()
+    assert stage.points() == [(step, step / 2) for step in range(5)]
+    assert len(stage.runs()) == 2
+
+
+@pytest.mark.parametrize("driver", ["same driver", "new driver"])
+def test_steps_trained_again_after_a_kill_give_no_second_row(stage: Stage, driver: str) -> None:
+    """A trial resumed from its checkpoint would have two values a step."""
+    tracker = stage.tracker()
+    folder = stage.folders["mse"]
+    folder.update(status="running")
+    run_steps(folder, *range(8))
+    tracker.feed()
+    folder.rewind(3)
+    if driver == "new driver":
+        tracker = stage.tracker()
+    run_steps(folder, *range(4, 8))
+    tracker.feed()
+    run_steps(folder, 8)
+    tracker.feed()
+    assert stage.points() == [(step, step / 2) for step in range(9)]
+
+
+def test_a_trial_begun_anew_replaces_its_run(stage: Stage) -> None:
+    """The old result of a deleted and repeated trial would stay in the table."""
+    tracker = stage.tracker()
+    folder = stage.folders["mse"]
+    folder.append(0, {"eval/knn_top1": 10.0})
+    folder.update(status="failed", error="killed")
+    tracker.feed()
+    old = stage.child().info.run_id
+    for file in folder.path.iterdir():
+        file.unlink()
+    stage.plan()
+    folder.append(0, {"eval/knn_top1": 20.0})
+    folder.update(status="done")
+    for again in (tracker, stage.tracker()):
+        again.feed()
+        child = stage.child()
+        assert child.info.run_id != old
+        assert child.data.metrics == {"eval/knn_top1": 20.0}
+        assert (child.info.status, child.data.tags.get("lmim.error")) == ("FINISHED", None)
+
+
+def test_killed_runs_do_not_stay_running(stage: Stage) -> None:
+    """MLflow would show trials as running for ever after the machine went down."""
+    first = stage.tracker()
+    with stage.folders["mse"].lock(), stage.folders["cosine"].lock():
+        stage.folders["mse"].update(status="running")
+        stage.folders["cosine"].update(status="running")
+        first.feed()
+        assert {run.info.status for run in stage.runs()} == {"RUNNING"}
+    stage.folders["cosine"].update(status="done")
+    second = stage.tracker()
+    second.feed()
+    assert (stage.child("mse").info.status, stage.child("cosine").info.status) == ("KILLED", "FINISHED")
+    assert stage.child("mse").data.tags["lmim.status"] == "interrupted"
+    second.close()
+    assert stage.parent().info.status == "KILLED"
+
+    third = stage.tracker()
+    with stage.folders["mse"].lock():
+        third.feed()
+        assert stage.child("mse").info.status == "RUNNING"
+        assert stage.parent().info.status == "RUNNING"
+    stage.folders["mse"].update(status="done")
+    third.close()
+    assert {run.info.status for run in stage.runs()} == {"FINISHED"}
+
+
+def test_params_of_a_run_cut_off_half_way_are_completed(stage: Stage) -> None:
+    """A kill while a run is made would leave it without its config, or block it for ever."""
+    stage.tracker().feed()
+    parent = stage.parent()
+    folder = stage.folders["mse"]
+    half = stage.client.create_run(
+        parent.info.experiment_id,
+        tags={"mlflow.parentRunId": parent.info.run_id, "lmim.trial_id": folder.id, "lmim.arm": "mse"},
+    )
+    stage.client.log_param(half.info.run_id, "seed", "0")
+    folder.update(status="done")
+    stage.tracker().feed()
+    assert stage.child().data.params == {key: str(value) for key, value in folder.config().flat().items()}
+
+
+def test_runs_are_reused_and_scales_kept_apart(stage: Stage) -> None:
+    """Each start would add a parent; or a demo's numbers stand under the paper's scale."""
+    stage.plan()
+    stage.folders["mse"].update(status="done")
+    for _ in range(2):
+        stage.tracker().close()
+        Tracker(stage.uri, stage.plan(scale="gpu"), stage.out).close()
+    runs = stage.runs()
+    assert sorted(run.data.tags["lmim.scale"] for run in runs) == ["demo", "demo", "gpu", "gpu"]
+    assert sum("lmim.sweep" in run.data.tags for run in runs) == 2
+
+
+def test_the_newest_plan_counts(stage: Stage) -> None:
+    """An arm or a claim added to the file would not reach the report."""
+    stage.tracker().feed()
+    changed = stage.plan().model_copy(update={"claims": ("mse > cosine",), "question": "And now?"})
+    Tracker(stage.uri, changed, stage.out).feed()
+    assert stage.parent().data.tags["lmim.question"] == "And now?"
+    artifact = stage.client.download_artifacts(stage.parent().info.run_id, "plan.json")
+    assert json.loads(Path(artifact).read_text())["claims"] == ["mse > cosine"]
+
+
+def test_long_journals_and_odd_numbers(stage: Stage) -> None:
+    """A journal of more than MLflow's batch, or a diverged trial, would be refused whole."""
+    tracker = stage.tracker()
+    folder = stage.folders["mse"]
+    lines = (
+        json.dumps({"step": step, "time": 1.0 + step, "metrics": {"train/loss": 0.5, "train/lr": 0.1}})
+        for step in range(1250)
+    )
+    folder.journal.write_text("".join(f"{line}\n" for line in lines))
+    folder.append(1250, {"train/loss": math.nan, "train/lr": math.inf})
+    folder.update(status="done", outcome="diverged")
+    assert tracker.feed()
+    points = stage.points()
+    assert len(points) == 1251
+    assert math.isnan(points[-1][1])
+    assert stage.points("train/lr")[-1][1] > 1e308
+
+
+def test_a_damaged_folder_does_not_hold_up_the_others(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:
+    """One torn file would keep a whole sweep out of MLflow."""
+    tracker = stage.tracker()
+    (stage.folders["mse"].path / "state.json").write_text("{")
+    stage.folders["cosine"].update(status="done")
+    assert tracker.close()
+    assert tracker.feed()
+    assert stage.child("cosine").info.status == "FINISHED"
+    assert stage.parent().info.status == "FAILED"
+    assert [record.message.count("state.json") for record in caplog.records] == [1]
+
+
+def test_sync_rebuilds_a_lost_database(stage: Stage, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whoever deletes mlflow.db, or names another server, would lose the results."""
+    tracker = stage.tracker()
+    folder = stage.folders["mse"]
+    run_steps(folder, 0, 1, 2)
+    folder.update(status="done", outcome="learned")
+    tracker.close()
+    Tracker(stage.uri, stage.plan(name="other"), stage.out).close()
+    before = (stage.child().data, stage.points(), stage.parent().data.tags["lmim.question"])
+
+    elsewhere = Stage(stage.out, f"sqlite:///{stage.out}/elsewhere.db")
+    for _ in range(2):
+        assert main(["sync", "--out", str(stage.out), "--tracking-uri", elsewhere.uri]) == 0
+    assert capsys.readouterr().out.splitlines()[:2] == ["loss/demo: up to date", "other/demo: up to date"]
+    child = elsewhere.child()
+    after = (child.data, elsewhere.points(), elsewhere.parent().data.tags["lmim.question"])
+    assert (after[0].params, after[0].metrics, *after[1:]) == (
+        before[0].params,
+        before[0].metrics,
+        *before[1:],
+    )
+    assert child.info.status == "FINISHED"
+    assert len(elsewhere.runs(name="other")) == 2
+
+
+def test_sync_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A wrong --out would look like success."""
+    assert main(["sync", "--out", str(tmp_path)]) == 2
+    assert "no sweep has been run here" in capsys.readouterr().err
+    (tmp_path / "loss" / "demo").mkdir(parents=True)
+    (tmp_path / "loss" / "demo" / "plan.json").write_text("{")
+    with pytest.raises(UserError, match=r"plan\.json: damaged"):
+        sync(tmp_path)
+
+
+@pytest.mark.parametrize("uri", ["foo://x", "mlruns", "sqlite:///{out}/garbage.db"])
+def test_a_uri_that_mlflow_refuses_is_an_error_at_the_start(stage: Stage, uri: str) -> None:
+    """A typo in --tracking-uri would show only after hours of training."""
+    (stage.out / "garbage.db").write_text("no database " * 100)
+    with pytest.raises(UserError, match="--tracking-uri"):
+        Tracker(uri.format(out=stage.out), stage.plan(), stage.out)
+
+
+def test_a_sweep_becomes_a_plan() -> None:
+    """What the report needs of the sweep file would not be stored."""
+    sweep = SimpleNamespace(
+        name="loss",
+        scale="demo",
+        question="q",
+        metric="knn_top1",
+        design="grid",
+        seeds=(0, 1),
+        claims=(SimpleNamespace(text="a > b"),),
+        arms=(SimpleNamespace(name="a", axes={"loss": "a"}, baseline=True),),
+        trials=(SimpleNamespace(id="x", arm="a", seed=1),),
+    )
+    plan = Plan.of(cast("tracking.Sweep", sweep))
+    assert plan.model_dump(mode="json") == {
+        "name": "loss",
+        "scale": "demo",
+        "question": "q",
+        "metric": "knn_top1",
+        "design": "grid",
+        "seeds": [0, 1],
+        "claims": ["a > b"],
+        "arms": [{"name": "a", "axes": {"loss": "a"}, "baseline": True}],
+        "trials": [{"id": "x", "arm": "a", "seed": 1}],
+    }
+
+
+def test_import_is_cheap_and_making_a_tracker_is_quiet(tmp_path: Path) -> None:
+    """A dry run would wait for MLflow; its migrations would scroll over the table; it would phone home."""
+    code = (
+        "import sys, pathlib, lmim.tracking as t\n"
+        "assert not {'mlflow', 'torch', 'ray'} & set(sys.modules)\n"
+        f"out = pathlib.Path({str(tmp_path)!r})\n"
+        "plan = t.Plan(name='n', scale='s', question='', metric='m', design='grid', seeds=(0,), claims=(),"
+        " arms=(), trials=())\n"
+        "assert t.Tracker(None, plan, out).close()\n"
+        "assert not {'torch', 'ray'} & set(sys.modules)\n"
+        "from mlflow.telemetry.utils import is_telemetry_disabled; assert is_telemetry_disabled()\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+class Server:
+    """`mlflow server` on loopback, over the stage's database."""
+
+    def __init__(self, out: Path) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = int(probe.getsockname()[1])
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self.out = out
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        # one plain uvicorn process: killing its pid is killing the server
+        command = [sys.executable, "-m", "uvicorn", "mlflow.server.fastapi_app:app"]
+        database = f"sqlite:///{self.out / 'server.db'}"
+        environment = os.environ | {
+            "_MLFLOW_SERVER_FILE_STORE": database,
+            "_MLFLOW_SERVER_REGISTRY_STORE": database,
+            "_MLFLOW_SERVER_ARTIFACT_DESTINATION": str(self.out / "server"),
+            "_MLFLOW_SERVER_ARTIFACT_ROOT": "mlflow-artifacts:/",
+            "_MLFLOW_SERVER_SERVE_ARTIFACTS": "true",
+        }
+        self.process = subprocess.Popen(
+            [*command, "--host", "127.0.0.1", "--port", str(self.port), "--log-level", "error"],
+            env=environment,
+        )
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
+                    return
+            time.sleep(0.1)
+        raise TimeoutError("the MLflow server did not come up")
+
+    def kill(self) -> None:
+        if self.process is not None:
+            os.kill(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+            self.process = None
+
+
+@pytest.fixture
+def server(tmp_path: Path, empty_database: bytes) -> Iterator[Server]:
+    (tmp_path / "server.db").write_bytes(empty_database)
+    made = Server(tmp_path)
+    made.start()
+    yield made
+    made.kill()
+
+
+def test_a_server_that_dies_and_comes_back(
+    tmp_path: Path, server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A dead server would stop the training for minutes, flood the screen, or cost points."""
+    caplog.set_level(logging.WARNING)
+    stage = Stage(tmp_path, server.uri)
+    tracker = stage.tracker()
+    tracker.retry_seconds = 0.0
+    folder = stage.folders["mse"]
+    folder.update(status="running")
+    run_steps(folder, 0, 1)
+    assert tracker.feed()
+    server.kill()
+    began = time.monotonic()
+    for step in (2, 3, 4):
+        run_steps(folder, step)
+        assert not tracker.feed()
+    assert time.monotonic() - began < 5
+    assert [record.name for record in caplog.records] == ["lmim.tracking"]
+    assert "\n" not in caplog.records[0].message
+    assert "takes nothing" in caplog.records[0].message
+    server.start()
+    folder.update(status="done")
+    assert tracker.close()
+    assert stage.points() == [(step, step / 2) for step in range(5)]
+    assert len(stage.runs()) == 2
+    artifact = stage.client.download_artifacts(stage.parent().info.run_id, "plan.json", str(tmp_path))
+    assert Plan.model_validate_json(Path(artifact).read_text()) == stage.plan()
+
+
+def test_a_dead_server_is_left_alone_for_a_while(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each turn of the sweep's loop would wait for the time-out of a server that is gone."""
+    tracker = Tracker("http://127.0.0.1:9", stage.plan(), stage.out)
+    assert not tracker.feed()
+    tries: list[int] = []
+    monkeypatch.setattr(tracker, "_connect", lambda: tries.append(1))
+    assert not tracker.feed()
+    assert not tries
