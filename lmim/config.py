@@ -4,9 +4,10 @@ Pure: imports neither torch nor Ray, so that a sweep is planned in a blink.
 """
 
 import ast
+import functools
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,6 +18,7 @@ class UserError(Exception):
     """What the user can mend: one line of what is wrong, where, and what to do (exit code 2)."""
 
 
+@functools.cache
 def choices(module: str, table: str) -> tuple[str, ...]:
     """The names in the dict at the foot of an axis' file, read from its source.
 
@@ -54,6 +56,7 @@ Count = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class Section(BaseModel):
@@ -69,7 +72,7 @@ class Data(Section):
     image_size: PositiveInt = 20
     """Side in pixels at evaluation; the training crop is grid x (patch_size + gap)."""
     train_images: PositiveInt | None = None
-    """Use only so many training images, drawn from the trial's seed."""
+    """Use only so many training images, the same ones for every trial."""
     crop_scale: Annotated[float, Field(gt=0, le=1)] = 0.2
     """Smallest area of a random resized crop, as a part of the image."""
     flip: bool = False
@@ -108,8 +111,8 @@ class Mask(Section):
     """Pixels by which a cell exceeds its patch."""
     similarity: NonNegative = 0.1
     """Coefficient of the similarity constraint; 0 is off."""
-    similarity_start: float = 0.75
-    similarity_end: float = 0.25
+    similarity_start: Finite = 0.75
+    similarity_end: Finite = 0.25
 
 
 class Decoder(Section):
@@ -151,13 +154,11 @@ class Evaluate(Section):
 class Run(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: PositiveInt = 1
-    workers: Count = 0
-    """Processes that read images from disk."""
     compile: bool = False
     log_every: PositiveInt = 20
     """Steps between two rows of the journal."""
     checkpoint_seconds: NonNegative = 30.0
-    gpus: Annotated[float, Field(gt=0)] = 1.0
+    gpus: Positive = 1.0
     """GPUs, or the part of one, that a trial takes where there are any."""
     cpus: PositiveInt = 1
 
@@ -194,7 +195,8 @@ class Config(Section):
             (
                 "mask.num_visible",
                 self.mask.num_visible < (side // patch) ** 2,
-                f"{self.mask.num_visible} must be less than the {(side // patch) ** 2} patches of an image",
+                f"{self.mask.num_visible} must be less than the {(side // patch) ** 2} patches of an image, "
+                "(data.image_size / encoder.patch_size) squared",
             ),
         ]
         for name, part in (("encoder", self.encoder), ("decoder", self.decoder)):
@@ -292,7 +294,7 @@ def known_keys() -> list[str]:
 def _sections() -> list[tuple[str, type[Section]]]:
     found = []
     for name, field in Config.model_fields.items():
-        kind: Callable[..., Any] | None = field.annotation
+        kind: Any = field.annotation
         if isinstance(kind, type) and issubclass(kind, Section):
             found.append((name, kind))
     return found
