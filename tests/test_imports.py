@@ -1,0 +1,183 @@
+"""The layers: which file may import what, read from the source, so that no import in a function escapes."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+LAYERS = (
+    ("lmim.sweep",),
+    ("lmim.bench", "lmim.interop"),
+    ("lmim.train", "lmim.tracking"),
+    ("lmim.objectives", "lmim.evaluate", "lmim.data"),
+    ("lmim.axes",),
+    ("lmim.encoder",),
+    ("lmim.ablation", "lmim.trial"),
+    ("lmim.config",),
+    ("lmim",),
+)
+"""From the command down; a module imports only from its own line or one below."""
+
+PLANNING = ("lmim.config", "lmim.ablation", "lmim.trial")
+
+
+def imported(source: str, module: str, package: bool = False) -> Iterator[str]:
+    """Absolute dotted names that the source of `module` imports, at any depth of nesting.
+
+    `from a import b` may name a module or its content, so it counts as `a.b`.
+    """
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parents = module.split(".")
+                parents = parents[: len(parents) - node.level + package]
+                base = ".".join([*parents, *filter(None, [node.module])])
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+            name = node.args[0]
+            assert isinstance(name, ast.Constant), f"{module}: an import that this test cannot read"
+            yield str(name.value)
+
+
+def modules() -> dict[str, frozenset[str]]:
+    """Every module of the two packages with what it imports."""
+    found = {}
+    for path in sorted([*ROOT.glob("lmim/**/*.py"), *ROOT.glob("analysis/**/*.py")]):
+        package = path.name == "__init__.py"
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        found[name] = frozenset(imported(path.read_text(encoding="utf-8"), name, package))
+    return found
+
+
+MODULES = modules()
+
+
+def within(name: str, package: str) -> bool:
+    """Whether `name` is the package, or anything in it."""
+    return name == package or name.startswith(f"{package}.")
+
+
+def importers(package: str) -> set[str]:
+    """The modules that import anything of the package."""
+    return {module for module, names in MODULES.items() if any(within(name, package) for name in names)}
+
+
+def reached(module: str) -> set[str]:
+    """All that is imported once `module` is, directly, through others, or by a package's own __init__."""
+    seen: set[str] = set()
+    waiting = [module]
+    while waiting:
+        name = waiting.pop()
+        parts = name.split(".")
+        for prefix in (".".join(parts[:length]) for length in range(1, len(parts) + 1)):
+            if prefix not in seen:
+                seen.add(prefix)
+                waiting += MODULES.get(prefix, ())
+    return seen
+
+
+def layer(module: str) -> int:
+    """The line of LAYERS that the module stands in, by its longest matching name."""
+    names = {name: line for line, group in enumerate(LAYERS) for name in group}
+    parts = module.split(".")
+    # content of the bare package, such as lmim.__version__, is the package's own
+    return next(
+        names[name] for length in range(len(parts), 0, -1) if (name := ".".join(parts[:length])) in names
+    )
+
+
+def test_the_walk_finds_every_kind_of_import() -> None:
+    """A walk that misses a form of import would let every rule below pass unseen."""
+    source = """
+import a.b as c
+def late():
+    from d import e, f
+    from . import g
+    from ..h import i
+    importlib.import_module("j.k")
+"""
+    expected = {"a.b", "d.e", "d.f", "lmim.axes.g", "lmim.h.i", "j.k"}
+    assert set(imported(source, "lmim.axes.x")) == expected
+    assert set(imported("from .x import y", "lmim.axes", package=True)) == {"lmim.axes.x.y"}
+    assert {"lmim.config", "lmim.axes.loss", "lmim.evaluate"} <= set(MODULES)
+
+
+def test_one_file_imports_ray() -> None:
+    """A trial must run on a GPU machine where Ray is not installed."""
+    assert importers("ray") == {"lmim.sweep"}
+
+
+def test_one_file_of_the_package_imports_mlflow() -> None:
+    """A trial must run where MLflow is not installed."""
+    assert {module for module in importers("mlflow") if within(module, "lmim")} == {"lmim.tracking"}
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if within(name, "analysis")])
+def test_analysis_reads_results_without_a_trainer(module: str) -> None:
+    """A report must rebuild on a laptop that has MLflow's results but neither torch nor Ray."""
+    forbidden = ("torch", "ray", "lmim.train", "lmim.objectives", "lmim.axes")
+    assert not [name for name in reached(module) if any(within(name, other) for other in forbidden)]
+
+
+def test_only_the_command_calls_the_report() -> None:
+    """Training must not depend on what draws its results."""
+    assert {module for module in importers("analysis") if within(module, "lmim")} <= {"lmim.sweep"}
+
+
+def test_something_in_analysis_reads_mlflow() -> None:
+    """A report that reads the trials' folders would differ from what MLflow shows."""
+    assert any(within(module, "analysis") for module in importers("mlflow"))
+    assert not any(within(module, "analysis") for module in importers("lmim.trial"))
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if within(name, "lmim.axes")])
+def test_axes_never_import_each_other(module: str) -> None:
+    """Variants of one axis that need another axis' file could not be combined freely."""
+    others = [name for name in MODULES[module] if within(name, "lmim.axes") and not within(name, module)]
+    assert not others
+
+
+@pytest.mark.parametrize("module", ["lmim.train", "lmim.objectives", "lmim.evaluate", "lmim.data"])
+def test_the_trainer_knows_neither_ray_nor_mlflow(module: str) -> None:
+    """Neither directly nor through what it imports: the trainer cannot tell who listens."""
+    assert module in MODULES
+    forbidden = ("ray", "mlflow", "lmim.sweep", "lmim.tracking")
+    assert not [name for name in reached(module) if any(within(name, other) for other in forbidden)]
+
+
+@pytest.mark.parametrize("module", PLANNING)
+def test_planning_needs_no_torch(module: str) -> None:
+    """`--dry-run` must answer in a blink, on a machine without torch."""
+    assert module in MODULES
+    forbidden = ("torch", "ray", "mlflow", "timm", "numpy", "lmim.axes")
+    assert not [name for name in reached(module) if any(within(name, other) for other in forbidden)]
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if within(name, "lmim")])
+def test_imports_run_one_way(module: str) -> None:
+    """An import upwards is how a layer's private knowledge leaks and cycles begin."""
+    upwards = [name for name in MODULES[module] if within(name, "lmim") and layer(name) < layer(module)]
+    assert not upwards
+
+
+def test_no_cycles() -> None:
+    """Modules that import each other work or fail by the order in which a user imports them."""
+
+    def uses(module: str) -> set[str]:
+        # the longest known prefix: `lmim.config.Config` uses lmim.config
+        used = set()
+        for name in MODULES[module]:
+            parts = name.split(".")
+            prefixes = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
+            used |= {next((prefix for prefix in prefixes if prefix in MODULES), module)}
+        return used - {module}
+
+    waiting = {module: uses(module) for module in MODULES}
+    while leaves := {module for module, used in waiting.items() if not used & waiting.keys()}:
+        waiting = {module: used for module, used in waiting.items() if module not in leaves}
+    assert not waiting
