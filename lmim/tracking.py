@@ -41,7 +41,7 @@ ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_BACKOFF_JITTER": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
 }
-METRICS_PER_BATCH = 1000
+METRICS_PER_BATCH = 900  # MLflow takes 1000 metrics, and 1000 of metrics and tags together
 PARAMS_PER_BATCH = 100
 
 
@@ -382,17 +382,20 @@ class Tracker:
         params: dict[str, str] | None = None,
         tags: dict[str, str] | None = None,
     ) -> None:
-        """Points in order, in batches that MLflow takes; the tags come after the last of them."""
+        """Points in order, in batches that MLflow takes; it writes the tags after the last of them."""
         from mlflow.entities import Metric, Param, RunTag
 
         metrics = [Metric(*point) for point in points or ()]
-        for start in range(0, len(metrics), METRICS_PER_BATCH):
-            self._client.log_batch(run, metrics=metrics[start : start + METRICS_PER_BATCH])
         pairs = [Param(key, value) for key, value in (params or {}).items()]
         for start in range(0, len(pairs), PARAMS_PER_BATCH):
             self._client.log_batch(run, params=pairs[start : start + PARAMS_PER_BATCH])
-        if tags:
-            self._client.log_batch(run, tags=[RunTag(key, value) for key, value in tags.items()])
+        marks = [RunTag(key, value) for key, value in (tags or {}).items()]
+        for start in range(0, len(metrics), METRICS_PER_BATCH):
+            batch = metrics[start : start + METRICS_PER_BATCH]
+            last = start + METRICS_PER_BATCH >= len(metrics)
+            self._client.log_batch(run, metrics=batch, tags=marks if last else ())
+        if marks and not metrics:
+            self._client.log_batch(run, tags=marks)
 
     def _overall(self) -> str:
         """The parent's status, from all folders."""

@@ -1,5 +1,6 @@
 """MLflow holds what the folders hold: each point once, whatever was killed, and whenever it was fed."""
 
+import contextlib
 import json
 import logging
 import math
@@ -85,7 +86,7 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """MLflow's tables, made once: they take 1.5 s."""
     file = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
     connect(f"sqlite:///{file}")
-    with sqlite3.connect(file) as database:  # from the write-ahead log into the file
+    with contextlib.closing(sqlite3.connect(file)) as database:  # from the write-ahead log into the file
         database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     return file.read_bytes()
 
