@@ -4,7 +4,7 @@ Latent MIM (arXiv 2407.15837), method section: pre-norm ViT, fixed sin-cos posit
 """
 
 from collections import OrderedDict
-from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -13,7 +13,12 @@ from torch import Tensor, nn
 
 from lmim import config
 
-LayerNorm = partial(nn.LayerNorm, eps=1e-6)
+
+class LayerNorm(nn.LayerNorm):
+    """The transformers' norm; the projector's keeps torch's own eps of 1e-5."""
+
+    def __init__(self, width: int, **where: Any) -> None:
+        super().__init__(width, eps=1e-6, **where)
 
 
 def sincos_positions(grid: int, width: int) -> Float[Tensor, "n d"]:
@@ -74,7 +79,7 @@ class Encoder(nn.Module):
         positions = self.positions.expand(len(patches), -1, -1)
         if indices is not None:
             patches, positions = take(patches, indices), take(positions, indices)
-        x = self.embed(patches) + positions
+        x: Tensor = self.embed(patches) + positions
         x = torch.cat([self.cls_token.expand(len(x), -1, -1).to(x.dtype), x], dim=1)
         for block in self.blocks:
             x = block(x)
@@ -89,7 +94,8 @@ class Encoder(nn.Module):
 
     def patch_features(self, patches: Float[Tensor, "b n p"]) -> Float[Tensor, "b n d"]:
         """What evaluation sees: the last block's patch tokens, without final norm and projector."""
-        return self.tokens(patches)[:, 1:]
+        features: Tensor = self.tokens(patches)[:, 1:]
+        return features
 
 
 def initialise(module: nn.Module) -> None:

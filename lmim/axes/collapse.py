@@ -23,7 +23,8 @@ def masked_latents(
 ) -> Float[Tensor, "b m d"]:
     """Latents of the masked patches, by an encoder that sees only these or the whole image."""
     if sees == "masked":
-        return encoder(patches, view.masked)[:, 1:]
+        latents: Tensor = encoder(patches, view.masked)[:, 1:]
+        return latents
     return take(encoder(patches)[:, 1:], view.masked)
 
 
@@ -34,9 +35,7 @@ class Joint(nn.Module):
         super().__init__()
         self.sees = sees
 
-    def encode(
-        self, online: Encoder, patches: Float[Tensor, "b n p"], view: View
-    ) -> Float[Tensor, "b m d"]:
+    def encode(self, online: Encoder, patches: Float[Tensor, "b n p"], view: View) -> Float[Tensor, "b m d"]:
         return masked_latents(online, patches, view, self.sees)
 
     def after_step(self, online: Encoder, momentum: float) -> None:
@@ -47,9 +46,7 @@ class StopGradient(Joint):
     """The online weights, detached."""
 
     @torch.no_grad()
-    def encode(
-        self, online: Encoder, patches: Float[Tensor, "b n p"], view: View
-    ) -> Float[Tensor, "b m d"]:
+    def encode(self, online: Encoder, patches: Float[Tensor, "b n p"], view: View) -> Float[Tensor, "b m d"]:
         return masked_latents(online, patches, view, self.sees)
 
 
@@ -62,9 +59,7 @@ class Momentum(nn.Module):
         self.encoder = copy.deepcopy(online).requires_grad_(False)
 
     @torch.no_grad()
-    def encode(
-        self, online: Encoder, patches: Float[Tensor, "b n p"], view: View
-    ) -> Float[Tensor, "b m d"]:
+    def encode(self, online: Encoder, patches: Float[Tensor, "b n p"], view: View) -> Float[Tensor, "b m d"]:
         return masked_latents(self.encoder, patches, view, self.sees)
 
     @torch.no_grad()
@@ -85,9 +80,7 @@ class FrozenRandom(nn.Module):
         self.register_buffer("projection", weight)
 
     @torch.no_grad()
-    def encode(
-        self, online: Encoder, patches: Float[Tensor, "b n p"], view: View
-    ) -> Float[Tensor, "b m d"]:
+    def encode(self, online: Encoder, patches: Float[Tensor, "b n p"], view: View) -> Float[Tensor, "b m d"]:
         return take(patches, view.masked) @ self.projection.T
 
     def after_step(self, online: Encoder, momentum: float) -> None:

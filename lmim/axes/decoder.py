@@ -8,7 +8,8 @@ where they lie. It gives one prediction for each masked patch, [images, masked, 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from timm.layers import Attention, Mlp
+from timm.layers.attention import Attention
+from timm.layers.mlp import Mlp
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
@@ -64,7 +65,8 @@ class CrossBlock(nn.Module):
     def forward(self, x: Float[Tensor, "b m d"], context: Float[Tensor, "b v d"]) -> Float[Tensor, "b m d"]:
         x = x + self.self_attn(self.norm1(x))
         x = x + self.cross_attn(self.norm2q(x), self.norm2kv(context))
-        return x + self.mlp(self.norm3(x))
+        out: Tensor = x + self.mlp(self.norm3(x))
+        return out
 
 
 class Decoder(nn.Module):

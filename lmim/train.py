@@ -1,0 +1,385 @@
+"""The shared trainer: one config in; metrics, a state and a checkpoint out.
+
+It knows nothing of Ray or MLflow: it writes the trial's folder and calls a plain `report(step, metrics)`.
+
+Every random draw is a function of (seed, purpose, step), so nothing random needs to be saved: a run
+killed at any step and continued from its checkpoint ends with bit-identical weights on the same machine.
+"""
+
+import hashlib
+import io
+import math
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from lmim.axes.mask import View, cosine_decay, patchify, sample_offsets, sample_view
+from lmim.config import Config, Optim, UserError
+from lmim.data import Dataset, Split, open_dataset
+from lmim.data.augment import centre, normalise, random_resized_crop
+from lmim.evaluate import evaluate
+from lmim.evaluate.collapse import diagnostics
+from lmim.objectives import OBJECTIVES, Objective
+from lmim.objectives.latent_mim import LatentMIM
+from lmim.trial import State, TrialFolder, code_version
+
+Report = Callable[[int, dict[str, float]], None]
+
+COLLAPSED = 0.5
+"""A trial has collapsed when training left its features less than this part of their initial rank."""
+
+
+def generator(seed: int, purpose: str, index: int = 0) -> torch.Generator:
+    """A CPU generator whose stream depends on the trial's seed, what it is for, and the step or epoch."""
+    digest = hashlib.blake2b(f"{seed}/{purpose}/{index}".encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little", signed=True))
+
+
+def choose_device(config: Config) -> torch.device:
+    """The device that the config asks for; `auto` is the GPU where there is one.
+
+    Raises:
+        UserError: a GPU is asked for and there is none.
+    """
+    available = torch.cuda.is_available()
+    if config.run.device == "cuda" and not available:
+        raise UserError("run.device: cuda is asked for, but this machine shows no GPU; use run.device=auto")
+    return torch.device("cuda" if available and config.run.device != "cpu" else "cpu")
+
+
+# ---------------------------------------------------------------------------------------- schedules
+
+
+def learning_rate(optim: Optim, epoch: float) -> float:
+    """Linear warm-up from the smallest rate, then half a cosine back to it ([A], optimisation).
+
+    >>> optim = Optim(epochs=10, warmup_epochs=2, base_lr=1.0, batch_size=256, min_lr_ratio=0.25)
+    >>> [learning_rate(optim, epoch) for epoch in (0, 1, 2, 6, 10)]
+    [0.25, 0.625, 1.0, 0.625, 0.25]
+    """
+    peak = optim.base_lr * optim.batch_size * optim.accumulate / 256
+    least = optim.min_lr_ratio * peak
+    if epoch < optim.warmup_epochs:
+        return least + (peak - least) * epoch / optim.warmup_epochs
+    progress = (epoch - optim.warmup_epochs) / max(optim.epochs - optim.warmup_epochs, 1e-9)
+    return cosine_decay(min(progress, 1.0), peak, least)
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """No weight decay on one-dimensional parameters nor on those named bias, norm or embed."""
+    decayed: list[nn.Parameter] = []
+    free: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            plain = parameter.ndim <= 1 or any(word in name for word in ("bias", "norm", "embed"))
+            (free if plain else decayed).append(parameter)
+    return [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": free, "weight_decay": 0.0},
+    ]
+
+
+# --------------------------------------------------------------------------------------------- data
+
+
+def batches(
+    split: Split, config: Config, first_step: int, steps: int
+) -> Iterator[list[tuple[UInt8[Tensor, "b c s s"], Float[Tensor, " b"]]]]:
+    """The micro-batches of each step from `first_step` on, read one step ahead by a thread.
+
+    An epoch is a permutation drawn from (seed, epoch); what does not fill its last step is left out.
+    """
+    size, parts = config.optim.batch_size, config.optim.accumulate
+    per_epoch = steps // config.optim.epochs
+
+    def read(step: int) -> list[tuple[Tensor, Tensor]]:
+        epoch, within = divmod(step, per_epoch)
+        if order[0] != epoch:
+            order[:] = [epoch, torch.randperm(len(split), generator=generator(config.seed, "order", epoch))]
+        chosen = order[1][within * size * parts : (within + 1) * size * parts]
+        return [split.read(indices) for indices in chosen.split(size)]
+
+    order: list[Any] = [-1, None]
+    with ThreadPoolExecutor(1) as pool:
+        ahead: Future[list[tuple[Tensor, Tensor]]] | None = None
+        for step in range(first_step, steps):
+            now = ahead or pool.submit(read, step)
+            ahead = pool.submit(read, step + 1) if step + 1 < steps else None
+            yield now.result()
+
+
+# -------------------------------------------------------------------------------------------- a run
+
+
+@dataclass
+class Progress:
+    """What a checkpoint holds besides the weights and the optimiser."""
+
+    step: int = 0
+    initial_rank: float = math.nan
+    seconds: float = 0.0
+
+
+class Run:
+    """Everything that one trial's loop works on."""
+
+    def __init__(self, config: Config, dataset: Dataset, device: torch.device) -> None:
+        self.config, self.dataset, self.device = config, dataset, device
+        torch.manual_seed(generator(config.seed, "weights").initial_seed())
+        self.objective: Objective = OBJECTIVES[config.objective](config, dataset.channels).to(device)
+        self.progress = Progress()
+        parameters = parameter_groups(self.objective, config.optim.weight_decay)
+        self.optimiser = (
+            torch.optim.AdamW(
+                parameters,
+                lr=0.0,
+                betas=(config.optim.beta1, config.optim.beta2),
+                fused=True,
+            )
+            if any(group["params"] for group in parameters)
+            else None
+        )
+        self.per_epoch = len(dataset.train) // (config.optim.batch_size * config.optim.accumulate)
+        if config.optim.epochs and not self.per_epoch:
+            raise UserError(
+                f"optim.batch_size x optim.accumulate: {config.optim.batch_size * config.optim.accumulate} "
+                f"is more than the {len(dataset.train)} training images of {dataset.name}"
+            )
+        self.steps = config.optim.epochs * self.per_epoch
+        # sums of loss, term and gradient norm since the last row of the journal, and how many
+        self.sums = torch.zeros(3, device=device)
+        self.counted = 0
+        self.probe = self._probe()
+        forward = self.objective.forward
+        self.forward = torch.compile(forward) if config.run.compile else forward
+
+    def _probe(self) -> Float[Tensor, "b c s s"]:
+        """The fixed test images on which collapse is watched, the same for every trial."""
+        count = min(self.config.evaluate.probe_images, len(self.dataset.test))
+        order = torch.randperm(len(self.dataset.test), generator=generator(0, "probe"))
+        images, aspect = self.dataset.test.read(order[:count])
+        whole = centre(images.to(self.device), aspect.to(self.device), self.config.data.image_size)
+        return normalise(whole, self.dataset.mean, self.dataset.std)
+
+    def autocast(self) -> torch.autocast:
+        """bfloat16 where the config says so; the weights stay float32."""
+        enabled = self.config.optim.precision == "bfloat16"
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
+
+    def views(
+        self, images: UInt8[Tensor, "b c s s"], aspect: Float[Tensor, " b"], draw: torch.Generator
+    ) -> tuple[Float[Tensor, "b n p"], View]:
+        """Augmented patches and what is visible of them; drawn on the CPU, made on the device."""
+        config, grid = self.config, self.config.grid
+        patch, gap = config.encoder.patch_size, config.mask.gap
+        images = images.to(self.device, non_blocking=True)
+        side = grid * (patch + gap)
+        flip = config.data.flip and self.dataset.flips
+        crops = random_resized_crop(images, aspect, side, config.data.crop_scale, flip, draw)
+        crops = normalise(crops, self.dataset.mean, self.dataset.std)
+        offsets = sample_offsets(len(images), grid**2, gap, draw).to(self.device, non_blocking=True)
+        view = sample_view(len(images), grid**2, config.mask.num_visible, draw)
+        view = View(
+            view.visible.to(self.device, non_blocking=True), view.masked.to(self.device, non_blocking=True)
+        )
+        return patchify(crops, patch, offsets, gap), view
+
+    def step(self, micro_batches: list[tuple[Tensor, Tensor]]) -> None:
+        """One optimiser step and what follows it. Nothing here waits for the device."""
+        config, step, objective, optimiser = self.config, self.progress.step, self.objective, self.optimiser
+        assert isinstance(objective, LatentMIM)
+        assert optimiser is not None
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate(config.optim, step / self.per_epoch)
+        aim = cosine_decay(step / self.steps, config.mask.similarity_start, config.mask.similarity_end)
+        draw = generator(config.seed, "step", step)
+        for images, aspect in micro_batches:
+            patches, view = self.views(images, aspect, draw)
+            with self.autocast():
+                output = self.forward(patches, view, aim)
+            (output.loss / len(micro_batches)).backward()
+            self.sums[:2] += torch.stack([output.loss, output.term]).detach() / len(micro_batches)
+        limit = config.optim.clip_grad or math.inf
+        self.sums[2] += nn.utils.clip_grad_norm_(objective.parameters(), limit)
+        self.counted += 1
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        self.progress.step += 1
+        # The momentum update that precedes the next step's target pass.
+        momentum = cosine_decay(
+            self.progress.step / self.steps, config.collapse.momentum, config.collapse.momentum_end
+        )
+        objective.target.after_step(objective.encoder, momentum)
+
+    def training_metrics(self) -> dict[str, float]:
+        """Means since the last call; the one place where the loop waits for the device."""
+        loss, term, norm = (self.sums / max(self.counted, 1)).tolist()
+        self.sums.zero_()
+        self.counted = 0
+        epoch = self.progress.step / self.per_epoch
+        return {
+            "train/loss": loss,
+            "train/term": term,
+            "train/grad_norm": norm,
+            "train/lr": learning_rate(self.config.optim, epoch),
+            "train/epoch": epoch,
+        }
+
+    @torch.no_grad()
+    def collapse_metrics(self) -> dict[str, float]:
+        """Collapse measures on the fixed probe batch."""
+        measures = diagnostics(self.objective.patch_features(self.probe))
+        return {f"collapse/{name}": value.item() for name, value in measures.items()}
+
+    def save(self, path: Path) -> None:
+        """Write the checkpoint so that a kill at any moment leaves the old one or the new one."""
+        buffer = io.BytesIO()
+        torch.save(
+            {
+                "identity": self.config.identity,
+                "progress": vars(self.progress),
+                "objective": self.objective.state_dict(),
+                "optimiser": self.optimiser.state_dict() if self.optimiser else {},
+                "sums": self.sums,
+                "counted": self.counted,
+            },
+            buffer,
+        )
+        temporary = path.with_suffix(".tmp")
+        with temporary.open("wb") as file:
+            file.write(buffer.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+
+    def restore(self, path: Path) -> None:
+        """Go on from a checkpoint of the same identity."""
+        saved = torch.load(path, map_location=self.device, weights_only=True)
+        if saved["identity"] != self.config.identity:
+            raise UserError(
+                f"{path}: is a checkpoint of trial {saved['identity']}, not {self.config.identity}"
+            )
+        self.progress = Progress(**saved["progress"])
+        self.objective.load_state_dict(saved["objective"])
+        if self.optimiser:
+            self.optimiser.load_state_dict(saved["optimiser"])
+        self.sums.copy_(saved["sums"])
+        self.counted = saved["counted"]
+
+
+def ignore(step: int, metrics: dict[str, float]) -> None:
+    """The report of a trial that nobody listens to."""
+
+
+def train(
+    config: Config, folder: TrialFolder, report: Report = ignore, stop: Callable[[], bool] = lambda: False
+) -> State:
+    """Bring one trial up to date: train it from where its folder says, evaluate it, record the result.
+
+    A diverged or collapsed trial is a finished result that says so. When `stop()` turns true the trial
+    saves a checkpoint at the next step and returns with status `interrupted`.
+
+    Raises:
+        UserError: the data set is not there, a GPU is asked for where none is, or the like.
+        Busy: another process runs this trial.
+    """
+    folder.create(config)
+    with folder.lock():
+        state = folder.state()
+        if state.status == "done":
+            return state
+        device = choose_device(config)
+        if device.type == "cpu":
+            torch.set_num_threads(config.run.threads)
+        begun = time.monotonic()
+        folder.update(
+            status="running",
+            error=None,
+            started=state.started or time.time(),
+            commit=code_version(),
+            device=torch.cuda.get_device_name() if device.type == "cuda" else platform.machine(),
+            host=platform.node(),
+            pid=os.getpid(),
+            epochs=config.optim.epochs,
+        )
+        run = Run(config, open_dataset(config.data), device)
+        if folder.checkpoint.exists():
+            run.restore(folder.checkpoint)
+        folder.rewind(run.progress.step if folder.checkpoint.exists() else -1)
+        folder.update(steps=run.steps, dataset_version=run.dataset.version)
+        return _loop(run, folder, report, stop, begun)
+
+
+def _loop(run: Run, folder: TrialFolder, report: Report, stop: Callable[[], bool], begun: float) -> State:
+    config, progress, earlier = run.config, run.progress, run.progress.seconds
+
+    def seconds() -> float:
+        return earlier + time.monotonic() - begun
+
+    def note(metrics: dict[str, float], **fields: Any) -> None:
+        folder.append(progress.step, metrics)
+        latest.update(metrics)
+        folder.update(
+            step=progress.step,
+            epoch=progress.step // max(run.per_epoch, 1),
+            seconds=seconds(),
+            metrics=dict(latest),
+            **fields,
+        )
+        report(progress.step, metrics)
+
+    def save() -> None:
+        progress.seconds = seconds()
+        run.save(folder.checkpoint)
+
+    latest: dict[str, float] = dict(folder.state().metrics)
+    if progress.step == 0:
+        initial = run.collapse_metrics()
+        progress.initial_rank = initial["collapse/rank"]
+        note(initial)
+    diverged, saved, started_at = False, time.monotonic(), (time.monotonic(), progress.step)
+    if progress.step < run.steps:
+        for micro_batches in batches(run.dataset.train, config, progress.step, run.steps):
+            run.step(micro_batches)
+            last = progress.step == run.steps
+            if progress.step % config.run.log_every == 0 or last:
+                metrics = run.training_metrics()
+                rate = (progress.step - started_at[1]) / (time.monotonic() - started_at[0])
+                speed = rate * config.optim.batch_size * config.optim.accumulate
+                metrics["system/images_per_second"] = speed
+                note(metrics, images_per_second=speed, eta_seconds=(run.steps - progress.step) / rate)
+                diverged = not math.isfinite(metrics["train/loss"] + metrics["train/grad_norm"])
+                if diverged:
+                    break
+            if progress.step % (run.per_epoch * config.evaluate.every_epochs) == 0 or last:
+                note(run.collapse_metrics())
+            if last or stop() or time.monotonic() - saved > config.run.checkpoint_seconds:
+                save()
+                saved = time.monotonic()
+                if stop() and not last:
+                    return folder.update(status="interrupted", step=progress.step, seconds=seconds())
+    results: dict[str, float] = {}
+    outcome: str | None = "diverged" if diverged else None
+    if not diverged:
+        results = evaluate(
+            run.objective.features,
+            run.dataset,
+            config.data.image_size,
+            neighbours=config.evaluate.neighbours,
+            device=run.device,
+        )
+        results["eval/rank_ratio"] = run.collapse_metrics()["collapse/rank"] / progress.initial_rank
+        if run.steps:
+            outcome = "collapsed" if results["eval/rank_ratio"] < COLLAPSED else "learned"
+    results["system/seconds"] = seconds()
+    note(results)
+    return folder.update(status="done", outcome=outcome, eta_seconds=0.0, finished=time.time())
