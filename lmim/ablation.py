@@ -190,12 +190,11 @@ class Node:
         node = self
         for step in path:
             inside = node.value
-            if isinstance(inside, dict) and isinstance(step, str) and step in inside:
-                node = inside[step]
-            elif isinstance(inside, list) and isinstance(step, int) and step < len(inside):
-                node = inside[step]
-            else:
+            if isinstance(inside, list):
+                inside = {str(number): item for number, item in enumerate(inside)}
+            if not isinstance(inside, dict) or str(step) not in inside:
                 break
+            node = inside[str(step)]
         return node
 
 
@@ -466,8 +465,7 @@ def _expectation(error: Any, key: str) -> tuple[str, tuple[str, ...]]:
     elif error["type"] == "literal_error":
         names = tuple(re.findall(r"'([^']*)'", message))
         message = f"one of {', '.join(names)}"
-    elif "valid" in message:
-        message = message.replace("valid ", "")
+    message = message.replace("a valid integer", "an integer").replace("valid ", "")
     return message, names
 
 
