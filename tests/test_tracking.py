@@ -409,19 +409,15 @@ class Server:
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        # one plain uvicorn process: killing its pid is killing the server
-        command = [sys.executable, "-m", "uvicorn", "mlflow.server.fastapi_app:app"]
-        database = f"sqlite:///{self.out / 'server.db'}"
-        environment = os.environ | {
-            "_MLFLOW_SERVER_FILE_STORE": database,
-            "_MLFLOW_SERVER_REGISTRY_STORE": database,
-            "_MLFLOW_SERVER_ARTIFACT_DESTINATION": str(self.out / "server"),
-            "_MLFLOW_SERVER_ARTIFACT_ROOT": "mlflow-artifacts:/",
-            "_MLFLOW_SERVER_SERVE_ARTIFACTS": "true",
-        }
+        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--workers", "1"]
+        stores = ["--backend-store-uri", f"sqlite:///{self.out / 'server.db'}"]
+        artifacts = ["--artifacts-destination", str(self.out / "server")]
         self.process = subprocess.Popen(
-            [*command, "--host", "127.0.0.1", "--port", str(self.port), "--log-level", "error"],
-            env=environment,
+            [*command, "--port", str(self.port), *stores, *artifacts],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,  # so that its workers can be killed with it
+            env=os.environ | tracking.ENVIRONMENT,
         )
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
@@ -433,7 +429,7 @@ class Server:
 
     def kill(self) -> None:
         if self.process is not None:
-            os.kill(self.process.pid, signal.SIGKILL)
+            os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
             self.process = None
 
@@ -442,9 +438,11 @@ class Server:
 def server(tmp_path: Path, empty_database: bytes) -> Iterator[Server]:
     (tmp_path / "server.db").write_bytes(empty_database)
     made = Server(tmp_path)
-    made.start()
-    yield made
-    made.kill()
+    try:
+        made.start()
+        yield made
+    finally:
+        made.kill()
 
 
 def test_a_server_that_dies_and_comes_back(
@@ -464,7 +462,7 @@ def test_a_server_that_dies_and_comes_back(
     for step in (2, 3, 4):
         run_steps(folder, step)
         assert not tracker.feed()
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20
     assert [record.name for record in caplog.records] == ["lmim.tracking"]
     assert "\n" not in caplog.records[0].message
     assert "takes nothing" in caplog.records[0].message
