@@ -4,6 +4,7 @@ Latent MIM (arXiv 2407.15837), method section: pre-norm ViT, fixed sin-cos posit
 """
 
 from collections import OrderedDict
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -33,6 +34,14 @@ def sincos_positions(grid: int, width: int) -> Float[Tensor, "n d"]:
     frequencies = 10000.0 ** -(torch.arange(width // 4, dtype=torch.float64) * 4 / width)
     angles = [c.reshape(-1, 1) * frequencies for c in (column, row)]
     return torch.cat([f(a) for a in angles for f in (torch.sin, torch.cos)], dim=1).float()
+
+
+@dataclass(frozen=True)
+class View:
+    """Row-major indices of the patches that the online encoder sees, and of those it must predict."""
+
+    visible: Int[Tensor, "b v"]
+    masked: Int[Tensor, "b m"]
 
 
 def take(tokens: Float[Tensor, "b n d"], indices: Int[Tensor, "b k"]) -> Float[Tensor, "b k d"]:

@@ -22,10 +22,11 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from lmim.axes.mask import View, cosine_decay, patchify, sample_offsets, sample_view
+from lmim.axes.mask import cosine_decay, patchify, sample_offsets, sample_view
 from lmim.config import Config, Optim, UserError
 from lmim.data import Dataset, Split, open_dataset
 from lmim.data.augment import centre, normalise, random_resized_crop
+from lmim.encoder import View
 from lmim.evaluate import evaluate
 from lmim.evaluate.collapse import diagnostics
 from lmim.objectives import OBJECTIVES, Objective

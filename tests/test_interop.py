@@ -9,8 +9,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from lmim.axes.mask import View, patchify
+from lmim.axes.mask import patchify
 from lmim.config import Config, UserError
+from lmim.encoder import View
 from lmim.interop import load_official, our_name
 from lmim.objectives.latent_mim import LatentMIM, Output
 
@@ -30,7 +31,7 @@ class Golden(NamedTuple):
 
 @pytest.fixture(params=["public_infonce", "public_nocues_gap", "public_norm_l2"])
 def golden(request: pytest.FixtureRequest) -> Golden:
-    with safe_open(FIXTURES / f"{request.param}.safetensors", "pt") as file:  # type: ignore[no-untyped-call]
+    with safe_open(FIXTURES / f"{request.param}.safetensors", "pt") as file:
         metadata = file.metadata()
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     return Golden(json.loads(metadata["config"]), metadata, tensors)

@@ -14,8 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lmim.axes.mask import View
-from lmim.encoder import Encoder, take
+from lmim.encoder import Encoder, View, take
 
 
 def masked_latents(

@@ -14,8 +14,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from lmim import config
-from lmim.axes.mask import View
-from lmim.encoder import LayerNorm, sincos_positions, take
+from lmim.encoder import LayerNorm, View, sincos_positions, take
 
 
 def visual_cues(

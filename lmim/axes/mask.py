@@ -4,20 +4,13 @@ Latent MIM (arXiv 2407.15837), section on the correlation between visible and ta
 """
 
 import math
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-
-@dataclass(frozen=True)
-class View:
-    """Row-major indices of the patches that the online encoder sees, and of those it must predict."""
-
-    visible: Int[Tensor, "b v"]
-    masked: Int[Tensor, "b m"]
+from lmim.encoder import View
 
 
 def sample_view(batch: int, patches: int, num_visible: int, generator: torch.Generator) -> View:

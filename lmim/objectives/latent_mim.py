@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from lmim.axes.collapse import TARGETS
 from lmim.axes.decoder import DECODERS
 from lmim.axes.loss import build_loss
-from lmim.axes.mask import View, patchify, similarity_constraint
+from lmim.axes.mask import patchify, similarity_constraint
 from lmim.config import Config
-from lmim.encoder import Encoder, initialise
+from lmim.encoder import Encoder, View, initialise
 
 
 @dataclass(frozen=True)

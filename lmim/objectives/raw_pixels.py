@@ -1,5 +1,6 @@
 """The baseline that learns nothing: an image's feature is its pixels."""
 
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -19,5 +20,9 @@ class RawPixels(nn.Module):
         return patchify(images, self.config.encoder.patch_size)
 
     def features(self, images: Float[Tensor, "b c s s"]) -> Float[Tensor, "b d"]:
-        """All pixels, one after the other."""
-        return images.flatten(1)
+        """All pixels, one after the other; of large images those of a 32 x 32 thumbnail.
+
+        A probe's memory grows with the square of the channels, and 224 x 224 x 3 of them do not fit.
+        """
+        side = min(images.shape[-1], 32)
+        return F.adaptive_avg_pool2d(images, side).flatten(1)
