@@ -155,4 +155,4 @@ def _digest(rows: Sequence[object]) -> str:
 
 
 def _threads() -> int:
-    return min(16, len(os.sched_getaffinity(0)))
+    return min(16, os.cpu_count() or 1)
