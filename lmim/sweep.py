@@ -1,0 +1,847 @@
+"""The command: plan a sweep, skip what is done, run the rest on Ray Tune, report.
+
+    python -m lmim.sweep ablations/loss.yaml --seeds 0,1,2
+
+A trial's folder (see `trial.py`) says whether it is done, so the command may be killed anywhere and
+run again. Ray only brings trials to workers: an actor for each slot keeps a server process that has
+imported the trainer and forks a clean process for each trial.
+
+Planning imports neither torch nor Ray nor MLflow.
+"""
+
+import argparse
+import contextlib
+import json
+import logging
+import math
+import os
+import secrets
+import select
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from lmim import ablation
+from lmim.config import Config, UserError
+from lmim.trial import Busy, State, TrialFolder
+
+if TYPE_CHECKING:
+    from lmim.tracking import Tracker
+
+RESTARTS = 3
+"""How often a trial whose process died goes on from its checkpoint before it counts as failed."""
+GRACE = 20.0
+"""Seconds that trials get to checkpoint when the sweep is stopped."""
+FEED_EVERY = 2.0
+LINE_EVERY = 15.0
+SHOWN = 40
+"""Rows of the live table."""
+
+
+# ---------------------------------------------------------------- one trial, in a process of its own
+
+
+class _Recorded:
+    """Turns an exception in a trial into the trial's result: failed, with its cause."""
+
+    def __init__(self, folder: TrialFolder) -> None:
+        self.folder = folder
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        if not isinstance(error, Exception):
+            return False
+        (self.folder.path / "error.txt").write_text("".join(traceback.format_exception(error)))
+        self.folder.update(status="failed", error=cause(error))
+        return True
+
+
+def cause(error: Exception) -> str:
+    """An exception in one line.
+
+    >>> cause(ValueError("no such image\\nat all"))
+    'ValueError: no such image'
+    """
+    first = next(iter(str(error).splitlines()), "")
+    return first if isinstance(error, UserError) else f"{type(error).__name__}: {first}".rstrip(": ")
+
+
+def run_here(config: Config, folder: TrialFolder, stop: Callable[[], bool]) -> None:
+    """Train in this process; wait for another one that is at the same trial."""
+    from lmim.train import train
+
+    while not stop() and folder.state().status != "done":
+        with _Recorded(folder):
+            try:
+                train(config, folder, stop=stop)
+            except Busy:
+                time.sleep(0.5)
+                continue
+        return
+
+
+def serve() -> None:
+    """Fork a process for each trial asked for on stdin; answer its exit code on stdout.
+
+    A request is one line of JSON, `stop` asks the running trial to checkpoint and exit, and so does
+    the end of stdin. CUDA is never touched here, so that each child has its own.
+    """
+    replies = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver decides what Ctrl-C means
+    import lmim.train  # noqa: F401  the point of this process: its children find the imports done
+
+    requests = os.fdopen(0, "rb", buffering=0, closefd=False)
+    while request := requests.readline():
+        if request == b"stop\n":
+            continue  # it crossed the end of the trial that it was meant for
+        server = os.getpid()
+        child = os.fork()
+        if child == 0:
+            _child(json.loads(request), server)
+        print(_wait(child, requests), file=replies, flush=True)
+
+
+def _wait(child: int, requests: BinaryIO) -> int:
+    """The child's exit code, negative for a signal."""
+    kill_at = math.inf
+    listening = True
+    while True:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        if time.monotonic() > kill_at:
+            os.kill(child, signal.SIGKILL)
+        if not listening:
+            time.sleep(0.02)
+        elif select.select([requests], [], [], 0.02)[0]:
+            listening = bool(requests.readline())
+            os.kill(child, signal.SIGTERM)
+            kill_at = time.monotonic() + GRACE
+
+
+def _child(request: Mapping[str, Any], server: int) -> NoReturn:
+    """One trial, from fork to exit."""
+    code = 1
+    try:
+        folder = TrialFolder(Path(request["root"]), request["id"])
+        folder.path.mkdir(parents=True, exist_ok=True)
+        output = os.open(folder.path / "output.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        stopping = threading.Event()
+        signal.signal(signal.SIGTERM, lambda number, frame: stopping.set())
+        signal.signal(signal.SIGUSR1, lambda number, frame: stopping.set())  # Slurm's warning
+        threading.Thread(target=_watch_parent, args=(server, stopping), daemon=True).start()
+        config = Config.model_validate_json(request["config"])
+        run_here(config, folder, stopping.is_set)
+        code = 0
+    finally:
+        # never unwinds into the server's loop, whatever happened
+        traceback.print_exc() if code else None
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _watch_parent(server: int, stopping: threading.Event) -> None:
+    """An orphan checkpoints and goes, however its server, actor or driver died."""
+    while os.getppid() == server:
+        time.sleep(0.25)
+    stopping.set()
+    time.sleep(GRACE)
+    os._exit(1)
+
+
+# ---------------------------------------------------------------- a slot on a worker
+
+
+@dataclass
+class _Server:
+    """The end of `serve` that an actor holds."""
+
+    process: subprocess.Popen[bytes]
+
+    @classmethod
+    def start(cls, gpu: bool) -> "_Server":
+        package = str(Path(__file__).resolve().parent.parent)
+        paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
+        secret = ("RAY_AUTH_TOKEN",)  # a trial has no business with the cluster
+        environment = {key: value for key, value in os.environ.items() if key not in secret}
+        environment["PYTHONPATH"] = os.pathsep.join(paths)
+        environment["OMP_NUM_THREADS"] = environment["MKL_NUM_THREADS"] = "1"
+        if not gpu:  # num_gpus=0 would leave every GPU in sight
+            environment["CUDA_VISIBLE_DEVICES"] = ""
+        command = [sys.executable, "-c", "from lmim.sweep import serve; serve()"]
+        pipe = subprocess.PIPE
+        return cls(subprocess.Popen(command, stdin=pipe, stdout=pipe, bufsize=0, env=environment))
+
+    def run(self, request: Mapping[str, Any], stop: Callable[[], bool]) -> int:
+        """Run one trial; its exit code, negative for a signal."""
+        requests, replies = self.process.stdin, self.process.stdout
+        assert requests is not None
+        assert replies is not None
+        asked = False
+        try:
+            requests.write(json.dumps(request).encode() + b"\n")
+            while not select.select([replies], [], [], 0.2)[0]:
+                if stop() and not asked:
+                    asked = True
+                    requests.write(b"stop\n")
+        except BrokenPipeError:
+            return self.close()
+        reply = replies.readline()
+        return int(reply) if reply else self.close()
+
+    def close(self) -> int:
+        """The exit code of a server that is going down."""
+        if self.process.stdin is not None:
+            self.process.stdin.close()
+        return self.process.wait()
+
+
+_SERVERS: dict[bool, _Server] = {}
+"""This actor's server: with GPU or without."""
+
+
+def run_on_worker(request: dict[str, Any]) -> None:
+    """What Ray Tune runs: one trial by this actor's server, restarted when its process dies."""
+    folder = TrialFolder(Path(request["root"]), request["id"])
+    stop = Path(request["halt"]).exists
+    gpu = bool(request["share"]["GPU"])
+    code = 0
+    for _ in range(RESTARTS + 1):
+        if stop():
+            return
+        server = _SERVERS.get(gpu) or _SERVERS.setdefault(gpu, _Server.start(gpu))
+        code = server.run(request, stop)
+        if server.process.poll() is not None:
+            del _SERVERS[gpu]
+        if code >= 0:
+            break
+    if code and not stop():
+        died = (
+            f"died {RESTARTS + 1} times, last by {_signal_name(-code)}" if code < 0 else f"exited with {code}"
+        )
+        hint = " (out of memory?)" if -code == signal.SIGKILL else ""
+        fail(folder, f"the trial's process {died}{hint}; see {folder.path / 'output.txt'}")
+
+
+def _signal_name(number: int) -> str:
+    return signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
+
+
+def fail(folder: TrialFolder, error: str) -> None:
+    """Record a failure, unless the trial is done, has recorded its own, or another process is at it."""
+    with contextlib.suppress(Busy), folder.lock():
+        if folder.state().status not in ("done", "failed"):
+            folder.update(status="failed", error=error)
+
+
+# ---------------------------------------------------------------- executors
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What the machine, or the cluster, has for trials."""
+
+    cpus: float
+    gpus: float
+
+    def share(self, config: Config) -> dict[str, float]:
+        """What one trial takes.
+
+        Raises:
+            UserError: it can never be met; Ray would wait for ever.
+        """
+        run = config.run
+        gpus = 0.0 if run.device == "cpu" or (run.device == "auto" and not self.gpus) else run.gpus
+        if gpus > self.gpus:
+            raise UserError(
+                f"run.device: {run.device} with run.gpus: {run.gpus:g}: {self.gpus:g} GPUs found here; "
+                "use --set run.device=cpu, or name a cluster with --address"
+            )
+        if run.cpus > self.cpus:
+            raise UserError(f"run.cpus: {run.cpus}: a trial asks for more than the {self.cpus:g} cores found")
+        return {"CPU": float(run.cpus), "GPU": gpus}
+
+
+def local_resources() -> Resources:
+    """Cores that this process may use, and GPUs that it may see."""
+    cores = float(len(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = Path("/sys/fs/cgroup/cpu.max")
+    if quota.is_file() and (limit := quota.read_text().split())[0] != "max":
+        cores = min(cores, max(1.0, int(limit[0]) // int(limit[1])))
+    return Resources(cores, _local_gpus())
+
+
+def _local_gpus() -> int:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([one for one in visible.split(",") if one.strip() not in ("", "-1")])
+    if not (tool := shutil.which("nvidia-smi")):
+        return 0
+    listed = subprocess.run([tool, "-L"], capture_output=True, text=True, check=False, timeout=60)
+    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
+
+
+@dataclass
+class Stop:
+    """The wish to stop, seen by this process and, through a file on the shared disk, by every worker."""
+
+    file: Path
+    signals: int = 0
+
+    def wanted(self) -> bool:
+        """Whether someone asked."""
+        return self.signals > 0
+
+    def ask(self, number: int = 0, frame: FrameType | None = None) -> None:
+        """A signal handler."""
+        self.signals += 1
+        self.file.touch()
+
+    def listen(self) -> None:
+        """Take over Ctrl-C and SIGTERM (also from Ray, whose own handlers exit at once)."""
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, self.ask)
+
+
+Executor = Callable[[Sequence[ablation.Trial]], None]
+"""Runs trials until all are over or a stop is wanted; what came of each is in its folder."""
+
+
+@contextlib.contextmanager
+def serial(root: Path, stop: Stop) -> Iterator[Executor]:
+    """One trial after the other in this process, without Ray."""
+    resources = local_resources()
+
+    def execute(trials: Sequence[ablation.Trial]) -> None:
+        for trial in trials:
+            run_here(trial.config, TrialFolder(root, trial.id), stop.wanted)
+
+    def checked(trials: Sequence[ablation.Trial]) -> None:
+        for trial in trials:
+            resources.share(trial.config)
+        execute(trials)
+
+    yield checked
+
+
+@contextlib.contextmanager
+def on_ray(
+    root: Path, stop: Stop, address: str | None, limit: int | None, dashboard: bool
+) -> Iterator[Executor]:
+    """Ray Tune, on a cluster of our own that lets no stranger in, or on the one that was named."""
+    scratch = Path(tempfile.mkdtemp(prefix="lmim-", dir="/tmp" if os.path.isdir("/tmp") else None))
+    found = local_resources()
+    # before the import, which reads them
+    os.environ |= {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+        "RAY_AIR_NEW_OUTPUT": "0",
+        "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "0",
+    }
+    if address is None:
+        os.environ |= {
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # every port on 127.0.0.1; of one host only
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        }
+    import ray
+
+    own: dict[str, Any] = {
+        "include_dashboard": dashboard,
+        "num_cpus": math.floor(found.cpus),
+        "num_gpus": math.floor(found.gpus),
+        "object_store_memory": 100 * 2**20,
+        "_temp_dir": str(scratch),
+    }
+    try:
+        ray.init(
+            address=address or "local",
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            **(own if address is None else {}),
+        )
+        stop.listen()
+        if address is not None:
+            total: Mapping[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+            found = Resources(total.get("CPU", 0.0), total.get("GPU", 0.0))
+        # workers elsewhere must see Tune's folder, so that it lies beside the trials then
+        storage = scratch if address is None else root.parent / f".{scratch.name}"
+        yield partial(_fit, root=root, stop=stop, resources=found, limit=limit, storage=storage)
+    finally:
+        ray.shutdown()
+        for folder in (scratch, root.parent / f".{scratch.name}"):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _fit(
+    trials: Sequence[ablation.Trial],
+    root: Path,
+    stop: Stop,
+    resources: Resources,
+    limit: int | None,
+    storage: Path,
+) -> None:
+    """A new Tuner over an explicit list of trials: `Tuner.restore` would ignore what is new."""
+    from ray import tune
+
+    class Wanted(tune.Stopper):
+        def __call__(self, trial_id: str, result: Mapping[str, Any]) -> bool:
+            return False
+
+        def stop_all(self) -> bool:
+            return stop.wanted()
+
+    requests = [
+        {
+            "root": str(root),
+            "id": trial.id,
+            "config": trial.config.model_dump_json(),
+            "halt": str(stop.file),
+            "share": resources.share(trial.config),
+        }
+        for trial in trials
+    ]
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    tuner = tune.Tuner(
+        tune.with_resources(
+            _trainable, lambda config: tune.PlacementGroupFactory([config["trial"]["share"]])
+        ),
+        param_space={"trial": tune.grid_search(requests)},
+        tune_config=tune.TuneConfig(reuse_actors=True, max_concurrent_trials=limit),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=str(storage),
+            stop=Wanted(),
+            failure_config=tune.FailureConfig(max_failures=RESTARTS),
+            verbose=0,
+        ),
+    )
+    tuner.fit()
+
+
+def _trainable(config: dict[str, Any]) -> dict[str, Any]:
+    run_on_worker(config["trial"])
+    return {"over": True}
+
+
+# ---------------------------------------------------------------- the plan
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A sweep's trials, each with how it stands."""
+
+    sweep: ablation.Sweep
+    root: Path
+    states: Mapping[str, State] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, sweep: ablation.Sweep, root: Path, known: Mapping[str, State] | None = None) -> "Plan":
+        """Look at the folders; what is `known` to be done is not read again."""
+        states = {}
+        for trial in sweep.trials:
+            old = known.get(trial.id) if known else None
+            states[trial.id] = old if old and old.status == "done" else standing(TrialFolder(root, trial.id))
+        return cls(sweep, root, states)
+
+    def where(self, *status: str) -> list[ablation.Trial]:
+        """The trials that stand so, each identity once."""
+        unique = {trial.id: trial for trial in self.sweep.trials}
+        return [trial for trial in unique.values() if self.states[trial.id].status in status]
+
+    def missing(self, todo: Sequence[str]) -> list[ablation.Trial]:
+        """The trials to run now: in a ladder, those of the stages whose predecessor has its winner."""
+        return [trial for trial in self.where(*todo) if not trial.provisional]
+
+    def settled(self) -> "Plan":
+        """The plan after what is known by now: a ladder's stage that is over names the next one's trials."""
+        name = measured(self.sweep.metric)
+        known = {
+            key: state.metrics.get(name)
+            for key, state in self.states.items()
+            if state.status in ("done", "failed")
+        }
+        sweep = self.sweep.replan(known)
+        if sweep == self.sweep:
+            return self
+        return Plan.read(sweep, self.root).settled()
+
+    def rows(self) -> list[dict[str, Any]]:
+        """What --json prints."""
+        return [
+            {
+                "id": trial.id,
+                "arm": trial.arm,
+                "seed": trial.seed,
+                "config": trial.config.model_dump(mode="json"),
+                "status": self.states[trial.id].status,
+            }
+            for trial in self.sweep.trials
+        ]
+
+
+def measured(metric: str) -> str:
+    """A metric's whole name: the sweep file leaves `eval/` out.
+
+    >>> measured("knn_top1"), measured("collapse/rank")
+    ('eval/knn_top1', 'collapse/rank')
+    """
+    return metric if "/" in metric else f"eval/{metric}"
+
+
+def standing(folder: TrialFolder) -> State:
+    """A trial's state; one that calls itself running though no process holds it was interrupted."""
+    state = folder.state()
+    if state.status == "running" and not folder.locked():
+        return state.model_copy(update={"status": "interrupted"})
+    return state
+
+
+def seconds_left(plan: Plan, out: Path) -> float | None:
+    """Core-seconds of what is missing, by finished trials of this sweep or by the bench; None: unknown."""
+    per_epoch = [
+        state.seconds / state.epochs
+        for state in plan.states.values()
+        if state.status == "done" and state.epochs and state.outcome != "diverged"
+    ]
+    todo = plan.where("new", "interrupted", "running")
+    if per_epoch:
+        mean = sum(per_epoch) / len(per_epoch)
+        return math.fsum(
+            mean * max(0, trial.config.optim.epochs - plan.states[trial.id].epoch) for trial in todo
+        )
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        rate = float(json.loads((out / "bench.json").read_text())["images_per_second"])
+        images = [(trial.config.data.train_images or math.nan) * trial.config.optim.epochs for trial in todo]
+        total = math.fsum(images) / rate
+        return total if math.isfinite(total) else None
+    return None
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds for people.
+
+    >>> duration(42), duration(100), duration(5000), duration(None)
+    ('42 s', '1 min 40 s', '1 h 23 min', 'unknown')
+    """
+    if seconds is None or not math.isfinite(seconds):
+        return "unknown"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+# ---------------------------------------------------------------- what people see
+
+
+def trial_table(plan: Plan, running_only: bool = False) -> Table:
+    """The trials as a table: all of them, or those that say something now."""
+    metric = plan.sweep.metric
+    table = Table("arm", "seed", "state", "epoch", metric, "time left", box=None, header_style="bold")
+    trials = list(plan.sweep.trials)
+    if running_only and len(trials) > SHOWN:
+        order = {"running": 0, "failed": 1, "interrupted": 2, "new": 3, "done": 4}
+        trials = sorted(trials, key=lambda trial: order[plan.states[trial.id].status])[:SHOWN]
+    for trial in trials:
+        state = plan.states[trial.id]
+        look = {"done": "green", "failed": "red", "running": "cyan"}.get(state.status, "dim")
+        shown = state.outcome if state.outcome in ("collapsed", "diverged") else state.status
+        table.add_row(
+            trial.arm,
+            str(trial.seed),
+            f"[{look}]{'waiting' if state.status == 'new' else shown}[/]",
+            f"{state.epoch}/{trial.config.optim.epochs}",
+            _measure(state, metric),
+            duration(state.eta_seconds) if state.status == "running" and state.eta_seconds else "",
+        )
+    if len(trials) < len(plan.sweep.trials):
+        table.add_row(f"… {len(plan.sweep.trials) - len(trials)} more", "", "", "", "", "")
+    return table
+
+
+def _measure(state: State, metric: str) -> str:
+    name = measured(metric)
+    if name in state.metrics:
+        return f"{state.metrics[name]:.2f}"
+    loss = state.metrics.get("train/loss")
+    return "" if loss is None or state.status == "done" else f"loss {loss:.3f}"
+
+
+def summary(plan: Plan) -> str:
+    """One line: how many stand how."""
+    words = {
+        "done": "done",
+        "running": "running",
+        "failed": "failed",
+        "interrupted": "interrupted",
+        "new": "to do",
+    }
+    counts = [(len(plan.where(status)), word) for status, word in words.items()]
+    return ", ".join(f"{count} {word}" for count, word in counts if count) or "no trials"
+
+
+def watch(
+    work: "Future[None]",
+    sweep: ablation.Sweep,
+    root: Path,
+    tracker: "Tracker",
+    stop: Stop,
+    console: Console,
+) -> Plan:
+    """Feed MLflow and show the trials until the work is over; when a stop is wanted, not much longer."""
+    plan = Plan.read(sweep, root)
+    fed = lined = 0.0
+    leave_at = math.inf
+    live = Live(trial_table(plan, running_only=True), console=console, auto_refresh=False, transient=True)
+    with live if console.is_terminal else contextlib.nullcontext():
+        while not work.done():
+            wait_for([work], timeout=0.5)
+            now = time.monotonic()
+            if stop.wanted():
+                leave_at = min(leave_at, now + GRACE) if stop.signals == 1 else now
+                if now >= leave_at:
+                    break
+            plan = Plan.read(sweep, root, plan.states)
+            if now - fed >= FEED_EVERY:
+                tracker.feed()
+                fed = time.monotonic()
+            if console.is_terminal:
+                live.update(trial_table(plan, running_only=True), refresh=True)
+            elif now - lined >= LINE_EVERY:
+                console.print(f"{time.strftime('%H:%M:%S')} {_progress(plan)}", highlight=False)
+                lined = now
+    return Plan.read(sweep, root, plan.states)
+
+
+def _progress(plan: Plan) -> str:
+    running = [
+        f"{trial.arm}/{trial.seed} {state.epoch}/{trial.config.optim.epochs} "
+        + _measure(state, plan.sweep.metric)
+        for trial in plan.where("running")
+        for state in [plan.states[trial.id]]
+    ]
+    return "; ".join([summary(plan), *running[:8]])
+
+
+def conclude(plan: Plan, out: Path, uri: str, console: Console, as_json: bool) -> None:
+    """The result table, the verdict on each claim, and where to read on."""
+    from analysis import report
+
+    built = report.build(plan.sweep.name, plan.sweep.scale, out, uri)
+    if as_json:
+        print(json.dumps(plan.rows()))
+    report.show(built, console)
+    console.print(f"MLflow: mlflow ui --backend-store-uri {uri}", soft_wrap=True, highlight=False)
+
+
+# ---------------------------------------------------------------- the command
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see python -m lmim.sweep --help")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parse = _Parser(prog="python -m lmim.sweep", description="Bring a sweep up to date: run what is missing.")
+    parse.add_argument("file", type=Path, help="sweep file, e.g. ablations/loss.yaml")
+    parse.add_argument("--scale", help="a file of scales/: demo, gpu, paper")
+    parse.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="sets")
+    parse.add_argument("--seeds", type=_seeds, help="instead of the file's, e.g. 0,1,2")
+    parse.add_argument("--only", metavar="ARM", action="append", help="run this arm alone; may be repeated")
+    parse.add_argument("--dry-run", action="store_true", help="print the plan and its cost; run nothing")
+    parse.add_argument("--json", action="store_true", help="print the trials as a JSON array")
+    parse.add_argument("--out", type=Path, default=Path("results"))
+    parse.add_argument("--tracking-uri", help="MLflow (default: sqlite in --out)")
+    where = parse.add_mutually_exclusive_group()
+    where.add_argument("--address", metavar="RAY", help="a Ray cluster that runs already")
+    where.add_argument("--serial", action="store_true", help="one trial at a time in this process, no Ray")
+    parse.add_argument("--max-concurrent", type=_positive, metavar="N")
+    parse.add_argument("--retry-failed", action="store_true")
+    parse.add_argument("--yes", action="store_true", help=f"run even more than {ablation.MAX_TRIALS} trials")
+    parse.add_argument("--dashboard", action="store_true", help="Ray's dashboard, on this host only")
+    return parse
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    parts = text.split(",")
+    if not all(part.strip().isdigit() for part in parts):
+        raise argparse.ArgumentTypeError(f"expected whole numbers from 0 on like 0,1,2, got {text!r}")
+    return tuple(dict.fromkeys(int(part) for part in parts))
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 on, got {text!r}")
+    return int(text)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; 0: all done, 1: some failed, 2: wrong file or arguments, 130: interrupted."""
+    words = sys.argv[1:] if argv is None else list(argv)
+    try:
+        return command(parser().parse_args(words), words)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def command(args: argparse.Namespace, words: Sequence[str]) -> int:
+    """Plan, run, report; the exit code."""
+    sweep = ablation.load(
+        args.file,
+        scale=args.scale,
+        sets=args.sets,
+        seeds=args.seeds,
+        only=args.only or None,
+        yes=args.yes,
+    )
+    out: Path = args.out.resolve()
+    root = out / "trials"
+    plan = Plan.read(sweep, root).settled()
+    # stdout carries nothing but JSON when JSON was asked for
+    console = Console(stderr=args.json)
+    if args.dry_run:
+        if args.json:
+            print(json.dumps(plan.rows()))
+        else:
+            show_plan(plan, out, console)
+        return 0
+    out.mkdir(parents=True, exist_ok=True)
+    uri = args.tracking_uri or f"sqlite:///{out / 'mlflow.db'}"
+    todo = ["new", "interrupted", "running", *(["failed"] if args.retry_failed else [])]
+    stop = Stop(out / f".stop-{os.getpid()}-{secrets.token_hex(4)}")
+
+    from lmim.tracking import Tracker
+
+    if not plan.missing(todo):
+        console.print(f"{sweep.name}: nothing is missing ({summary(plan)})", highlight=False)
+        tracker = Tracker(uri, sweep, out)
+        tracker.feed()
+        tracker.close()
+    else:
+        console.print(f"{sweep.name} at scale {sweep.scale}: {summary(plan)}", highlight=False)
+        plan = bring_up_to_date(plan, args, uri, todo, stop, console)
+        if stop.wanted():
+            console.print(
+                f"Interrupted: {summary(plan)}. To go on:\n  python -m lmim.sweep {shlex.join(words)}",
+                highlight=False,
+                soft_wrap=True,
+            )
+            return 130
+    conclude(plan, out, uri, console, args.json)
+    failed = plan.where("failed")
+    for trial in failed:
+        console.print(
+            f"failed: {trial.arm} seed {trial.seed} ({trial.id}): {plan.states[trial.id].error}",
+            style="red",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+    return 1 if failed else 0
+
+
+def bring_up_to_date(
+    plan: Plan, args: argparse.Namespace, uri: str, todo: Sequence[str], stop: Stop, console: Console
+) -> Plan:
+    """Run what is missing; how the sweep stands then."""
+    from lmim.tracking import Tracker
+
+    root = plan.root
+    if args.address is None:
+        resources = local_resources()
+        for trial in plan.missing(todo):
+            resources.share(trial.config)
+    _prepare(plan.missing(todo), plan)  # before Ray starts: a folder may be damaged
+    stop.listen()
+    cluster = (
+        serial(root, stop)
+        if args.serial
+        else on_ray(root, stop, args.address, args.max_concurrent, args.dashboard)
+    )
+    try:
+        with cluster as execute, ThreadPoolExecutor(1) as pool:
+            while (missing := plan.missing(todo)) and not stop.wanted():
+                _prepare(missing, plan)
+                todo = [status for status in todo if status != "failed"]  # one more try, not for ever
+                tracker = Tracker(uri, plan.sweep, root.parent)
+                try:
+                    work = pool.submit(execute, missing)
+                    plan = watch(work, plan.sweep, root, tracker, stop, console)
+                    if not stop.wanted():
+                        work.result()
+                        for trial in missing:  # Tune ends a trial in silence when its worker keeps dying
+                            fail(
+                                TrialFolder(root, trial.id),
+                                f"ended without a result: its worker died {RESTARTS + 1} times or never began",
+                            )
+                    tracker.feed()
+                finally:
+                    tracker.close()
+                plan = Plan.read(plan.sweep, root).settled()
+    finally:
+        stop.file.unlink(missing_ok=True)
+    return Plan.read(plan.sweep, root)
+
+
+def _prepare(trials: Sequence[ablation.Trial], plan: Plan) -> None:
+    for trial in trials:
+        folder = TrialFolder(plan.root, trial.id)
+        folder.create(trial.config)
+        if plan.states[trial.id].status == "failed":
+            folder.update(status="interrupted", error=None)
+
+
+def show_plan(plan: Plan, out: Path, console: Console) -> None:
+    """What --dry-run prints."""
+    sweep = plan.sweep
+    console.print(f"{sweep.name} at scale {sweep.scale}: {sweep.question}", highlight=False)
+    console.print(trial_table(plan))
+    left = seconds_left(plan, out)
+    note = "" if left is not None else " (run python -m lmim.bench, or one trial, to know)"
+    console.print(f"{summary(plan)}; cost of what is missing: {duration(left)}{note}", highlight=False)
+    for claim in sweep.claims:
+        console.print(f"claim: {claim.text}", markup=False, highlight=False)
+
+
+if __name__ == "__main__":
+    # by its real name, so that workers import what this process refers to
+    from lmim.sweep import main as entry
+
+    sys.exit(entry())
