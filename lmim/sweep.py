@@ -809,7 +809,7 @@ def bring_up_to_date(
                         for trial in missing:  # Tune ends a trial in silence when its worker keeps dying
                             fail(
                                 TrialFolder(root, trial.id),
-                                f"ended without a result: its worker died {RESTARTS + 1} times or never began",
+                                f"no result: its worker died {RESTARTS + 1} times, or never began",
                             )
                     tracker.feed()
                 finally:
