@@ -6,11 +6,15 @@ Every random draw is a function of (seed, purpose, step), so nothing random need
 killed at any step and continued from its checkpoint ends with bit-identical weights on the same machine.
 """
 
+import argparse
 import hashlib
 import io
+import json
 import math
 import os
 import platform
+import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,8 +24,12 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
 from torch import Tensor, nn
 
+from lmim import ablation
 from lmim.axes.mask import cosine_decay, patchify, sample_offsets, sample_view
 from lmim.config import Config, Optim, UserError
 from lmim.data import Dataset, Split, open_dataset
@@ -31,7 +39,7 @@ from lmim.evaluate import evaluate
 from lmim.evaluate.collapse import diagnostics
 from lmim.objectives import OBJECTIVES, Objective
 from lmim.objectives.latent_mim import LatentMIM
-from lmim.trial import State, TrialFolder, code_version
+from lmim.trial import Busy, State, TrialFolder, code_version
 
 Report = Callable[[int, dict[str, float]], None]
 
@@ -384,3 +392,62 @@ def _loop(run: Run, folder: TrialFolder, report: Report, stop: Callable[[], bool
     results["system/seconds"] = seconds()
     note(results)
     return folder.update(status="done", outcome=outcome, eta_seconds=0.0, finished=time.time())
+
+
+# ------------------------------------------------------------------------------------------ command
+
+
+def main(argv: list[str] | None = None) -> int:
+    """`python -m lmim.train FILE --arm ARM --seed N`: one trial in this process, without Ray."""
+    parser = argparse.ArgumentParser(prog="python -m lmim.train", description="Train one trial of a sweep.")
+    parser.add_argument("file", help="the sweep file, such as ablations/loss.yaml")
+    parser.add_argument("--arm", required=True, help="which arm, by the name that the sweep prints")
+    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--scale", help="a file of scales/, such as demo or gpu")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="sets")
+    parser.add_argument("--out", type=Path, default=Path("results"), help="default: results")
+    arguments = parser.parse_args(argv)
+    console = Console(stderr=True)
+    try:
+        sweep = ablation.load(
+            arguments.file, arguments.scale, arguments.sets, seeds=[arguments.seed], only=[arguments.arm]
+        )
+        if len(sweep.trials) != 1:
+            raise UserError(f"--arm {arguments.arm}: names {len(sweep.trials)} arms; name one")
+        (trial,) = sweep.trials
+        state = _with_progress(trial.config, TrialFolder(arguments.out / "trials", trial.id), console)
+    except (UserError, Busy) as error:
+        console.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        return 2
+    if state.status == "interrupted":
+        console.print(f"interrupted at step {state.step} of {state.steps}; the same command goes on")
+        return 130
+    print(json.dumps({"id": trial.id, "outcome": state.outcome, **state.metrics}))
+    return 0
+
+
+def _with_progress(config: Config, folder: TrialFolder, console: Console) -> State:
+    """Train with a line of images/s, loss and time left; a signal stops it at the next step."""
+    stopped: list[int] = []
+    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(name, lambda number, _: stopped.append(number))
+    columns = (
+        "{task.description}",
+        BarColumn(),
+        MofNCompleteColumn(),
+        "{task.fields[now]}",
+        TimeRemainingColumn(),
+    )
+    with RichProgress(*columns, console=console) as bar:
+        task = bar.add_task("step", total=None, now="")
+
+        def report(step: int, metrics: dict[str, float]) -> None:
+            if "train/loss" in metrics:
+                now = f"loss {metrics['train/loss']:.4f}  {metrics['system/images_per_second']:.0f} images/s"
+                bar.update(task, completed=step, total=folder.state().steps, now=now)
+
+        return train(config, folder, report, stop=lambda: bool(stopped))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
