@@ -197,6 +197,26 @@ def test_steps_trained_again_after_a_kill_give_no_second_row(stage: Stage, drive
     assert stage.points() == [(step, step / 2) for step in range(9)]
 
 
+def test_rows_written_anew_may_end_at_the_old_offset(stage: Stage) -> None:
+    """A resumed trial's rows would be skipped when its new journal lines up with the old one."""
+    tracker = stage.tracker()
+    folder = stage.folders["mse"]
+    folder.update(status="running")
+    run_steps(folder, *range(6))
+    tracker.feed()
+    size = folder.journal.stat().st_size
+    folder.rewind(0)
+    rows = [{"step": step, "time": 1, "metrics": {"a": step}} for step in range(1, 7)]
+    lines = [json.dumps(row, separators=(",", ":")) for row in rows]
+    padding = size - folder.journal.stat().st_size - sum(len(line) + 1 for line in lines)
+    assert padding > 0
+    with folder.journal.open("a") as file:
+        file.write(" " * padding + "".join(f"{line}\n" for line in lines))
+    assert folder.journal.stat().st_size == size
+    tracker.feed()
+    assert stage.points("a") == [(step, float(step)) for step in range(1, 7)]
+
+
 def test_a_trial_begun_anew_replaces_its_run(stage: Stage) -> None:
     """The old result of a deleted and repeated trial would stay in the table."""
     tracker = stage.tracker()
@@ -253,10 +273,11 @@ def test_params_of_a_run_cut_off_half_way_are_completed(stage: Stage) -> None:
         parent.info.experiment_id,
         tags={"mlflow.parentRunId": parent.info.run_id, "lmim.trial_id": folder.id, "lmim.arm": "mse"},
     )
-    stage.client.log_param(half.info.run_id, "seed", "0")
+    stage.client.log_param(half.info.run_id, "run.threads", "7")  # steered otherwise since
     folder.update(status="done")
-    stage.tracker().feed()
-    assert stage.child().data.params == {key: str(value) for key, value in folder.config().flat().items()}
+    assert stage.tracker().feed()
+    wanted = {key: str(value) for key, value in folder.config().flat().items()}
+    assert stage.child().data.params == wanted | {"run.threads": "7"}
 
 
 def test_runs_are_reused_and_scales_kept_apart(stage: Stage) -> None:
