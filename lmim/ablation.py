@@ -150,6 +150,7 @@ def nearest(found: object, names: Iterable[str]) -> str:
     # a bare leaf is the likeliest slip, and difflib alone finds `epochs` far from `optim.epochs`
     near = [name for name in known if "." in name and name.rpartition(".")[2] == text]
     near = near or difflib.get_close_matches(text, known[:1000], 1, 0.6)
+    near = near or [name for name in known if len(text) > 1 and name.startswith(text)]
     return f"; did you mean {near[0]}?" if near else ""
 
 
@@ -478,6 +479,7 @@ class StageFile(Section):
 
     axes: dict[str, Any]
     select: Any = "best"
+    """`best`, or the winner fixed beforehand: a value for each axis of the stage."""
 
 
 class SweepFile(Section):
@@ -486,12 +488,16 @@ class SweepFile(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}\z")]
     question: str = ""
     base: str | None = None
+    """A file of config keys, beside the sweep or in the project's `ablations/`."""
     design: Literal["grid", "one_factor", "leave_one_out", "ladder"] = "grid"
     axes: dict[str, Any] = Field(default_factory=dict)
+    """Config key to its values; with `leave_one_out`, a component's key to the value without it."""
     exclude: list[dict[str, Any]] = Field(default_factory=list)
+    """Cells to leave out of a grid: those in which all of an entry's axes have value or one of the values."""
     stages: list[StageFile] = Field(default_factory=list)
     seeds: list[Count] = Field(default_factory=lambda: [0], min_length=1)
     metric: str = "knn_top1"
+    """What arms are compared by; higher is better where a ladder chooses."""
     claims: list[str] = Field(default_factory=list)
     baselines: list[str] = Field(default_factory=list)
 
@@ -985,7 +991,7 @@ def _lenient(text: str) -> str | int | float | bool | None:
 
 def _claims(spec: Spec, arms: Sequence[Arm]) -> tuple[Claim, ...]:
     claims = []
-    names = [arm.name for arm in arms]
+    names = _sides(arms)
     for number, text in enumerate(spec.file.claims):
         where = f"{spec.where('claims', number)}: claims.{number}"
         try:
@@ -1018,7 +1024,7 @@ def _only(spec: Spec, arms: Sequence[Arm], trials: list[Trial]) -> list[Trial]:
     if spec.only is None:
         return trials
     kept: set[str] = set()
-    names = [arm.name for arm in arms]
+    names = _sides(arms)
     for wanted in spec.only:
         found = {arm.name for arm in arms if selects(wanted, arm.name, arm.axes)}
         if not found:
@@ -1033,3 +1039,10 @@ def _only(spec: Spec, arms: Sequence[Arm], trials: list[Trial]) -> list[Trial]:
 
 def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+
+
+def _sides(arms: Sequence[Arm]) -> list[str]:
+    """What a claim or --only may say: the arms' names, or where those are several terms, the single terms."""
+    return list(
+        dict.fromkeys(t for arm in arms for t in (arm.name.split() if "=" in arm.name else [arm.name]))
+    )

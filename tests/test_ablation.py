@@ -308,6 +308,11 @@ AXES = "axes: {loss: [mse, cosine]}\n"
             AXES + "claims:\n  - mse > cosin\n",
             "sweep.yaml:5: claims.0: expected an arm (mse, cosine), found cosin; did",
         ),
+        (
+            "axes: {mask.gap: [0, 1], decoder.cues: [true, false]}\nclaims: [gapp=1 > gap=0]\n",
+            "sweep.yaml:4: claims.0: expected an arm (gap=0, cues=true, cues=false, gap=1), found gapp=1; "
+            "did you mean gap=1?",
+        ),
         (AXES + "claims: [mse beats cosine]\n", "sweep.yaml:4: claims.0: expected A > B"),
         (AXES + "claims: [mse > cosine on knn]\n", "sweep.yaml:4: claims.0: expected one of nn_top1"),
         (AXES + "claims: [mse > mse]\n", "sweep.yaml:4: claims.0: expected two sides without a common arm"),
