@@ -130,6 +130,21 @@ def test_every_font_draws_every_character_differently(font: str) -> None:
     assert bytes(64 * 64) not in drawn
 
 
+def test_a_glyphs_label_is_the_character_drawn() -> None:
+    """Without its random parts a character looks always the same, and like no other."""
+    plain = dataclasses.replace(
+        SMALL, train_fonts=("cmr10",), contrast=(1.0, 1.0), em=(0.8, 0.8), rotation=0.0, shift=0.0
+    )
+    images, labels = glyphs.draw(plain, "train")
+    expected = glyphs._master("cmr10", "Q", 20 * glyphs.SUPERSAMPLE, 0.8).resize(
+        (20, 20), Image.Resampling.BOX
+    )
+    of_q = images[labels == glyphs.CHARACTERS.index("Q"), 0]
+    assert np.abs(of_q.astype(int) - np.asarray(expected, int)).max() <= 1
+    looks = {(label, image.tobytes()) for label, image in zip(labels.tolist(), images, strict=True)}
+    assert len(looks) == len({look for _, look in looks}) == len(glyphs.CHARACTERS)
+
+
 def test_polarity_and_contrast() -> None:
     """The demo's hardness is set by these; a field that does nothing would be tuned in vain."""
 
@@ -263,6 +278,10 @@ def test_imagefolder_looks_again_when_a_file_changes(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="1 of 48"):
         second = open_dataset(Data(name="imagefolder", path=str(tmp_path / "a")))
     assert second.version != first.version
+    spoilt = tmp_path / "a" / "val" / "light" / "4.jpg"
+    spoilt.write_bytes(bytes(spoilt.stat().st_size))  # the size alone would not tell
+    with pytest.warns(UserWarning, match="2 of 48"):
+        open_dataset(Data(name="imagefolder", path=str(tmp_path / "a")))
 
 
 def test_imagefolder_names_a_file_that_rots_under_way(tmp_path: Path) -> None:
@@ -376,7 +395,8 @@ def test_cifar_keeps_channels_rows_and_labels(
     assert read.shape == (4, 3, side, side)
     quarter = side // 4
     assert read[0, :, quarter, quarter].tolist() == [200, 0, 100]
-    assert read[0, :, -quarter, -quarter].tolist() == [0, 0, 0]
+    assert read[0, :, quarter, -quarter].tolist() == [200, 0, 0]
+    assert read[0, :, -quarter, quarter].tolist() == [0, 0, 100]
     assert data.mean == pytest.approx([100 / 255, 0, 50 / 255])
 
 
