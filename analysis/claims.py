@@ -1,18 +1,19 @@
 """A sweep's claims against its results: supported, contradicted or undecided."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
 
 from analysis.intervals import Interval, interval
-from analysis.results import Arm, Results, Trial, full_name
+from analysis.results import Arm, Results, count, full_name
+from lmim.ablation import parse_claim, selects
 
 COLLAPSED_BELOW = 0.5
 """Of the effective rank at initialisation: where a trial counts as collapsed."""
 RANK_RATIO = "eval/rank_ratio"
 
+NOTHING = Interval(0, None, None, None)
 SUPPORTED, CONTRADICTED, UNDECIDED = "supported", "contradicted", "undecided"
 
 
@@ -34,10 +35,10 @@ class Side:
 
     text: str
     arms: tuple[Arm, ...]
-    fixed: frozenset[str]
-    """The axes that the text names; pairs are formed over the others."""
+    named: frozenset[str]
+    """The axes that its terms name; pairs are formed over the others."""
     whole: bool
-    """The text is an arm's own name: nothing is left to pair over but the seed."""
+    """It is an arm's own name: nothing is left to pair over but the seed."""
 
 
 def judge(results: Results) -> tuple[Verdict, ...]:
@@ -51,94 +52,77 @@ def judge_claim(text: str, results: Results) -> Verdict:
     `A > B`, `A < B`: paired t-interval of the difference, over equal seeds and equal remaining axes.
     `A collapsed`, `A not collapsed`: t-interval of the rank ratio, against 0.5.
     """
-    words = text.split()
-    if words[-1:] == ["collapsed"]:
-        return _judge_collapse(text, words, results)
-    return _judge_order(text, results)
+    try:
+        claim = parse_claim(text)
+    except ValueError as error:
+        return Verdict(text, UNDECIDED, results.metric, NOTHING, str(error))
+    metric = RANK_RATIO if claim.right is None else full_name(claim.metric or results.metric)
+    sides = [_side(part, results) for part in (claim.left, claim.right) if part is not None]
+    if missing := [side.text for side in sides if not side.arms]:
+        return Verdict(text, UNDECIDED, metric, NOTHING, f"no arm of the plan is {missing[0]}")
+    effect, notes = (_difference if claim.right else _distance)(claim.op, sides, results, metric)
+    names = {arm.name for side in sides for arm in side.arms}
+    values = [t.metrics.get(metric, math.nan) for t in results.trials if t.arm in names]
+    if lost := sum(not math.isfinite(value) for value in values):
+        notes.append(f"{count(lost, 'trial')} without a finite value")
+    return _verdict(text, metric, effect, notes)
 
 
-def _judge_order(text: str, results: Results) -> Verdict:
-    comparison, metric = _metric_of(text, results)
-    sign = ">" if ">" in comparison else "<"
-    left, right = (select(part.strip(), results) for part in comparison.split(sign, 1))
-    for side in (left, right):
-        if not side.arms:
-            return _undecided(text, metric, f"no arm of the plan is {side.text}")
-    whole = left.whole or right.whole
-    named = left.fixed | right.fixed
-    pairs = [
-        _cells(side, lambda arm: () if whole else _remaining(arm, named), results, metric)
-        for side in ((left, right) if sign == ">" else (right, left))
-    ]
-    shared = sorted(pairs[0].keys() & pairs[1].keys())
-    effect = interval(pairs[0][cell] - pairs[1][cell] for cell in shared)
-    lost = _without(metric, left, right, results)
-    unpaired = len(pairs[0].keys() ^ pairs[1].keys())
-    notes = [f"paired over {effect.n} cells of equal seed" if effect.n else "no pair of equal seed"]
-    if unpaired:
-        notes.append(f"{unpaired} without partner")
-    return _verdict(text, metric, effect, notes, lost)
-
-
-def _judge_collapse(text: str, words: list[str], results: Results) -> Verdict:
-    negated = words[-2:-1] == ["not"]
-    side = select(" ".join(words[: -2 if negated else -1]), results)
-    if not side.arms:
-        return _undecided(text, RANK_RATIO, f"no arm of the plan is {side.text}")
-    ratios = [t.metrics.get(RANK_RATIO, math.nan) for arm in side.arms for t in results.of(arm.name)]
-    found = interval(ratios)
-    effect = interval((r - COLLAPSED_BELOW) * (1 if negated else -1) for r in ratios)
-    seen = "" if found.mean is None else f"rank is {found.mean:.2f} of that at initialisation"
-    return _verdict(
-        text, RANK_RATIO, effect, [seen] if seen else [], _without(RANK_RATIO, side, side, results)
+def _difference(op: str, sides: Sequence[Side], results: Results, metric: str) -> tuple[Interval, list[str]]:
+    """The paired difference in the claim's direction."""
+    named = frozenset().union(*(side.named for side in sides))
+    whole = any(side.whole for side in sides)
+    more, less = (
+        _cells(side, named, whole, results, metric) for side in (sides if op == ">" else sides[::-1])
     )
+    shared = sorted(more.keys() & less.keys())
+    effect = interval(more[cell] - less[cell] for cell in shared)
+    notes = [f"{count(effect.n, 'pair')} of equal {'seed' if whole else 'seed and other axes'}"]
+    if alone := len(more.keys() ^ less.keys()):
+        notes.append(f"{alone} without a partner")
+    return effect, notes
 
 
-def _verdict(claim: str, metric: str, effect: Interval, notes: list[str], lost: int) -> Verdict:
-    if lost:
-        notes.append(f"{lost} trials have no finite value")
+def _distance(op: str, sides: Sequence[Side], results: Results, metric: str) -> tuple[Interval, list[str]]:
+    """How far the rank ratio lies on the claim's side of 0.5."""
+    sign = 1 if op == "not collapsed" else -1
+    trials = [trial for arm in sides[0].arms for trial in results.of(arm.name)]
+    ratios = [ratio for trial in trials if math.isfinite(ratio := trial.metrics.get(metric, math.nan))]
+    notes = [f"rank is {fmean(ratios):.2f} of that at initialisation"] if ratios else []
+    return interval(sign * (ratio - COLLAPSED_BELOW) for ratio in ratios), notes
+
+
+def _verdict(claim: str, metric: str, effect: Interval, notes: list[str]) -> Verdict:
     if effect.low is None or effect.high is None:
         notes.append(f"an interval needs two values, there {'is' if effect.n == 1 else 'are'} {effect.n}")
         return Verdict(claim, UNDECIDED, metric, effect, "; ".join(notes))
     verdict = SUPPORTED if effect.low > 0 else CONTRADICTED if effect.high < 0 else UNDECIDED
     if verdict == UNDECIDED:
-        notes.append("the interval holds zero" if metric != RANK_RATIO else "the interval holds 0.5")
+        notes.append("the interval holds zero")
     return Verdict(claim, verdict, metric, effect, "; ".join(notes))
 
 
-def _undecided(claim: str, metric: str, reason: str) -> Verdict:
-    return Verdict(claim, UNDECIDED, metric, Interval(0, None, None, None), reason)
+def _side(text: str, results: Results) -> Side:
+    arms = tuple(arm for arm in results.arms if selects(text, arm.name, arm.axes))
+    terms = {term.partition("=")[0].removesuffix(".kind") for term in text.split()}
+    named = {key for arm in arms for key in arm.axes if {key, key.rpartition(".")[2]} & terms}
+    return Side(text, arms, frozenset(named), whole="=" not in text)
 
 
-def _metric_of(text: str, results: Results) -> tuple[str, str]:
-    """A claim may end in `on METRIC`; without it the sweep's metric decides."""
-    comparison, word, metric = text.rpartition(" on ")
-    return (comparison, full_name(metric.strip())) if word else (text, results.metric)
-
-
-def select(text: str, results: Results) -> Side:
-    """The arms that a side means: an arm's name, or `key=value` terms, the key whole or its last part."""
-    terms = [term.partition("=") for term in text.split()]
-    if all(equals for _, equals, _ in terms):
-        fixed: set[str] = set()
-        arms = []
-        for arm in results.arms:
-            keys = [_key(key, arm.axes) for key, _, _ in terms]
-            values = [value for _, _, value in terms]
-            if [key and spelled(arm.axes[key]) for key in keys] == values:
-                arms.append(arm)
-                fixed.update(key for key in keys if key)
-        if arms:
-            return Side(text, tuple(arms), frozenset(fixed), whole=False)
-    arms = [arm for arm in results.arms if arm.name == text]
-    return Side(text, tuple(arms), frozenset(), whole=True)
-
-
-def _key(term: str, axes: Mapping[str, Any]) -> str | None:
-    if term in axes:
-        return term
-    leaves = [key for key in axes if key.rpartition(".")[2] == term]
-    return leaves[0] if len(leaves) == 1 else None
+def _cells(
+    side: Side, named: frozenset[str], whole: bool, results: Results, metric: str
+) -> dict[tuple[tuple[str, ...], int], float]:
+    """Remaining axes and seed -> the value there; the mean where a side has several arms in one cell."""
+    values: dict[tuple[tuple[str, ...], int], list[float]] = {}
+    for arm in side.arms:
+        rest = (
+            () if whole else tuple(f"{k}={spelled(v)}" for k, v in sorted(arm.axes.items()) if k not in named)
+        )
+        for trial in results.of(arm.name):
+            value = trial.metrics.get(metric, math.nan)
+            if math.isfinite(value):
+                values.setdefault((rest, trial.seed), []).append(value)
+    return {key: fmean(found) for key, found in values.items()}
 
 
 def spelled(value: object) -> str:
@@ -150,30 +134,3 @@ def spelled(value: object) -> str:
     if value is None:
         return "null"
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _remaining(arm: Arm, named: frozenset[str]) -> tuple[str, ...]:
-    return tuple(f"{key}={spelled(arm.axes[key])}" for key in sorted(arm.axes) if key not in named)
-
-
-def _cells(
-    side: Side, cell: Callable[[Arm], tuple[str, ...]], results: Results, metric: str
-) -> dict[tuple[tuple[str, ...], int], float]:
-    """Cell and seed -> the value there; the mean where a side has several arms in one cell."""
-    values: dict[tuple[tuple[str, ...], int], list[float]] = {}
-    for arm, trial in _trials(side, results):
-        value = trial.metrics.get(metric, math.nan)
-        if math.isfinite(value):
-            values.setdefault((cell(arm), trial.seed), []).append(value)
-    return {key: fmean(found) for key, found in values.items()}
-
-
-def _trials(side: Side, results: Results) -> Iterator[tuple[Arm, Trial]]:
-    return ((arm, trial) for arm in side.arms for trial in results.of(arm.name))
-
-
-def _without(metric: str, left: Side, right: Side, results: Results) -> int:
-    """Trials of either side whose metric is missing or not finite: they are in no difference."""
-    names = {arm.name for side in (left, right) for arm in side.arms}
-    values = [t.metrics.get(metric, math.nan) for t in results.trials if t.arm in names]
-    return sum(not math.isfinite(value) for value in values)

@@ -24,7 +24,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)))
 """Tell the arms apart once the colours are used up."""
 GREY = "#6b6b6b"
-PANELS = 4
+SMALL: Any = {"fontsize": 7.5, "color": GREY}
 
 CURVES = ("train/loss", "collapse/rank", "collapse/image_cosine")
 
@@ -61,27 +61,30 @@ def styles(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
 
 
 def comparison(results: Results, rows: Sequence[Row]) -> Figure:
-    """A line an arm, a panel a metric: a point for each seed, the mean, its 95 % t-interval."""
+    """A line an arm, a panel a metric: the mean on its 95 % t-interval, below it a point for each seed."""
     with mpl.rc_context(STYLE):
-        metrics = list(results.metrics)[:PANELS]
-        widths = [1.7, *[1.0] * (len(metrics) - 1)]
+        metrics = [key for key in results.metrics if key != RANK_RATIO][:2]
+        metrics += [RANK_RATIO] if RANK_RATIO in results.metrics else []
+        widths = [1.6, *[1.0] * (len(metrics) - 1)]
         arms = sum(not row.baseline for row in rows)
-        places = [index + (0.6 if row.baseline and arms else 0.0) for index, row in enumerate(rows)]
-        names = max((len(row.arm) for row in rows), default=0)
-        width = 2.2 * sum(widths) + 0.075 * names + 0.6
-        figure = Figure(
-            figsize=(width, 1.75 + 0.34 * (places[-1] + 1 if places else 1)), layout="constrained"
-        )
+        places = [index + (0.4 if row.baseline and arms else 0.0) for index, row in enumerate(rows)]
+        bottom = max(places, default=0.0) + 0.6
+        longest = max((len(row.arm) for row in rows), default=0)
+        size = (2.3 * sum(widths) + 0.085 * longest + 0.3, 1.35 + 0.4 * (bottom + 0.6))
+        figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.08, wspace=0.04))
         FigureCanvasAgg(figure)
         panels = figure.subplots(1, len(metrics), sharey=True, squeeze=False, width_ratios=widths)[0]
         for axes, metric in zip(panels, metrics, strict=True):
             _panel(axes, metric, results, rows, places)
-        first = panels[0]
-        first.set_yticks(places, [row.arm for row in rows])
-        first.set_ylim((places[-1] if places else 0) + 0.6, -0.6)
-        for tick, row in zip(first.get_yticklabels(), rows, strict=True):
+            if arms and arms < len(rows):
+                axes.axhline(places[arms] - 0.7, color="#c8c8c8", linewidth=0.8)
+        panels[0].set_yticks(places, [row.arm for row in rows])
+        panels[0].set_ylim(bottom, -0.6)
+        for tick, row in zip(panels[0].get_yticklabels(), rows, strict=True):
             tick.set(color=GREY if row.baseline else "#111111", style="italic" if row.baseline else "normal")
-        _title(figure, results, "point = seed, diamond = mean, line = 95 % t-interval; baselines in grey")
+        note = "Diamond: mean on its 95 % t-interval; small points: seeds; grey: baselines"
+        figure.supxlabel(_note(results, note), x=0.012, ha="left", **SMALL)
+        _title(figure, results)
         return figure
 
 
@@ -92,25 +95,28 @@ def _panel(axes: Axes, metric: str, results: Results, rows: Sequence[Row], place
     axes.spines["left"].set_visible(False)
     axes.set_xlabel(label(metric), weight="bold" if metric == results.metric else "normal")
     if metric == RANK_RATIO:
-        axes.axvline(COLLAPSED_BELOW, color=GREY, linewidth=1, linestyle=(0, (3, 2)))
-        axes.text(COLLAPSED_BELOW, -0.55, "collapsed ", ha="right", va="center", fontsize=7, color=GREY)
+        axes.axvspan(0, COLLAPSED_BELOW, color="#f3f0ea", zorder=0)
+        above, middle = axes.get_xaxis_transform(), COLLAPSED_BELOW / 2
+        axes.text(middle, 1.0, "collapsed", transform=above, **SMALL, ha="center", va="bottom")
     for row, place in zip(rows, places, strict=True):
         colour = looks[row.arm]["color"]
         values = [trial.metrics.get(metric, math.nan) for trial in results.of(row.arm)]
         values = [value for value in values if math.isfinite(value)]
         found = row.metrics[metric]
-        if not values or found.mean is None:
-            note = "no finished trial" if row.n == 0 else "no value"
-            axes.text(
-                0.02, place, note, transform=axes.get_yaxis_transform(), va="center", fontsize=7, color=GREY
-            )
+        if found.mean is None:
+            note = "no value" if row.n else "no finished trial"
+            across = axes.get_yaxis_transform()
+            axes.text(0.99, place, note, transform=across, **SMALL, ha="right", va="center")
             continue
-        spread = [place + 0.2 * (index / max(len(values) - 1, 1) - 0.5) for index in range(len(values))]
-        axes.scatter(values, spread, s=14, color=colour, alpha=0.55, linewidths=0, zorder=2)
+        below = [place + 0.24] * len(values)
+        axes.scatter(values, below, s=11, color=colour, alpha=0.6, linewidths=0, zorder=2)
+        middle = place - 0.08
         if found.low is not None and found.high is not None:
-            axes.plot([found.low, found.high], [place, place], color=colour, linewidth=2, zorder=3)
+            axes.plot([found.low, found.high], [middle, middle], color=colour, linewidth=2.2, zorder=3)
         face = "white" if row.baseline else colour
-        axes.scatter([found.mean], [place], s=38, marker="D", color=face, edgecolors=colour, zorder=4)
+        axes.scatter([found.mean], [middle], s=34, marker="D", color=face, edgecolors=colour, zorder=4)
+    if metric == RANK_RATIO:
+        axes.set_xlim(left=0, right=max(axes.get_xlim()[1], 1.05))
 
 
 def training(results: Results, rows: Sequence[Row], curves: Curves) -> Figure:
@@ -120,12 +126,11 @@ def training(results: Results, rows: Sequence[Row], curves: Curves) -> Figure:
     """
     with mpl.rc_context(STYLE):
         keys = [key for key in CURVES if any(len(line) > 1 for line in curves.get(key, {}).values())]
-        shown = [
-            r
-            for r in rows
-            if any(len(curves[k].get(t.run_id, {})) > 1 for k in keys for t in results.of(r.arm))
-        ]
-        figure = Figure(figsize=(3.5 * max(len(keys), 1) + 0.4, 3.9), layout="constrained")
+        drawn = {run for key in keys for run, line in curves[key].items() if len(line) > 1}
+        shown = [row for row in rows if any(trial.run_id in drawn for trial in results.of(row.arm))]
+        figure = Figure(
+            figsize=(3.5 * max(len(keys), 1) + 0.4, 3.9), layout=ConstrainedLayoutEngine(w_pad=0.08)
+        )
         FigureCanvasAgg(figure)
         panels = figure.subplots(1, max(len(keys), 1), squeeze=False)[0]
         looks = styles(rows)
@@ -135,18 +140,20 @@ def training(results: Results, rows: Sequence[Row], curves: Curves) -> Figure:
                 _lines(axes, [line for line in lines if line], looks[row.arm])
             axes.set_title(label(key), loc="left", fontsize=9, weight="bold")
             axes.set_xlabel("step")
-            _scale(axes, [v for line in curves[key].values() for v in line.values()])
+            _scale(axes, [value for line in curves[key].values() for value in line.values()])
         if not keys:
-            panels[0].text(0.5, 0.5, "no curves in MLflow", ha="center", va="center", color=GREY)
+            panels[0].text(0.5, 0.5, "no curves in MLflow", **SMALL, ha="center", va="center")
             panels[0].set_axis_off()
-        handles = [Line2D([], [], linewidth=2, **looks[row.arm]) for row in shown]
-        longest = max((len(row.arm) for row in shown), default=1)
-        columns = max(1, min(len(shown), int(figure.get_figwidth() * 13 / (longest + 7))))
-        figure.legend(
-            handles, [row.arm for row in shown], loc="outside lower center", ncols=columns, frameon=False
-        )
-        figure.set_figheight(3.7 + 0.2 * math.ceil(len(shown) / columns))
-        _title(figure, results, "thick = mean over seeds, thin = seed")
+        names = [row.arm for row in shown]
+        handles = [Line2D([], [], linewidth=2, **looks[name]) for name in names]
+        longest = max(map(len, names), default=1)
+        columns = max(1, min(len(names), int(figure.get_figwidth() * 12 / (longest + 7))))
+        figure.set_figheight(3.5 + 0.2 * math.ceil(len(names) / columns))
+        note = _note(results, "Thick: mean over seeds, up to where the shortest ends; thin: seeds")
+        look: Any = {"title": note, "title_fontproperties": {"size": 7.5}, "alignment": "left"}
+        look |= {"frameon": False, "handlelength": 2.6, "loc": "outside lower left"}
+        figure.legend(handles, names, ncols=columns, **look).get_title().set_color(GREY)
+        _title(figure, results)
         return figure
 
 
@@ -167,15 +174,13 @@ def _scale(axes: Axes, values: Sequence[float]) -> None:
         axes.set_ylim(bottom=0)
 
 
-def _title(figure: Figure, results: Results, note: str) -> None:
-    columns = int(figure.get_figwidth() * 10)
-    question = textwrap.fill(results.question, columns)
-    figure.suptitle(question, x=0.01, ha="left", fontsize=12, weight="bold")
-    small = f"{results.name}, scale {results.scale}: {note}"
-    figure.text(0.01, 0.005, small, fontsize=7, color=GREY, va="bottom")
-    engine = figure.get_layout_engine()
-    if isinstance(engine, ConstrainedLayoutEngine):
-        engine.set(rect=(0, 0.22 / figure.get_figheight(), 1, 1 - 0.22 / figure.get_figheight()))
+def _title(figure: Figure, results: Results) -> None:
+    question = textwrap.fill(results.question, int(figure.get_figwidth() * 9.5))
+    figure.suptitle(question, x=0.012, ha="left", fontsize=12, weight="bold")
+
+
+def _note(results: Results, text: str) -> str:
+    return f"{results.name}, scale {results.scale}. {text}."
 
 
 def encoded(figure: Figure, kind: str) -> bytes:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -142,6 +143,7 @@ def _execute(found: results.Results, folder: Path, uri: str) -> Any:
     """Fill in the template, run it in a kernel of its own in `folder`, and write report.ipynb."""
     import jupytext
     import nbformat
+    from jupyter_client.manager import AsyncKernelManager
     from nbclient import NotebookClient
 
     dump: Any = nbformat.writes  # untyped
@@ -157,8 +159,11 @@ def _execute(found: results.Results, folder: Path, uri: str) -> Any:
     notebook.metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     paths = [str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {"MLFLOW_TRACKING_URI": uri, "PYTHONPATH": os.pathsep.join(paths)}
-    client = NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(folder)}})
-    client.execute(env=environment)
+    place = {"metadata": {"path": str(folder)}}
+    with tempfile.TemporaryDirectory() as private:
+        # sockets in a folder of the user's own instead of ports: no one else on the host reaches the kernel
+        kernel = AsyncKernelManager(transport="ipc", ip=f"{private}/kernel", kernel_name="python3")
+        NotebookClient(notebook, km=kernel, timeout=600, resources=place).execute(env=environment)
     write(folder / "report.ipynb", str(dump(notebook)).encode())
     return notebook
 
@@ -256,24 +261,33 @@ def html_table(head: Iterable[str], lines: Iterable[Sequence[str]]) -> str:
 def show(report: Report, console: Console) -> None:
     """Print the table, the verdicts, what is excluded, and the path of the report."""
     if report.rows:
-        head, *body = table.cells(report.rows)
+        head, *body = _fitting(table.cells(report.rows), console.width)
         grid = Table(box=None, pad_edge=False, header_style="bold")
         for index, name in enumerate(head):
-            grid.add_column(name, justify="left" if index == 0 or name == "outcome" else "right")
+            grid.add_column(
+                name, justify="left" if index == 0 or name == "outcome" else "right", no_wrap=True
+            )
         for row, cells in zip(report.rows, body, strict=True):
-            grid.add_row(*cells, style="dim" if row.baseline else None)
-        console.print(grid)
+            grid.add_row(*map(escape, cells), style="dim" if row.baseline else None)
+        console.print(grid, crop=False, soft_wrap=True)
     for verdict in report.verdicts:
         colour = COLOURS[verdict.verdict]
         console.print(f"[bold {colour}]{verdict.verdict:>12}[/]  ", end="")
-        console.print(
-            f"{verdict.claim}  {_effect(verdict)}  ({verdict.reason})", markup=False, highlight=False
-        )
+        line = f"{verdict.claim}  {_effect(verdict)}  ({verdict.reason})"
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     for trial in report.excluded:
         line = f"    excluded  {trial.id} {trial.arm} seed {trial.seed}: {trial.reason}"
-        console.print(line, markup=False, highlight=False)
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     state = "written" if report.built else "up to date"
     console.print(f"{report.path / 'report.html'} {state}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _fitting(cells: list[list[str]], width: int) -> list[list[str]]:
+    """The table without the last of its metrics, as many as a terminal has no room for."""
+    keep = list(range(len(cells[0])))
+    while len(keep) > 5 and sum(max(len(line[i]) for line in cells) + 2 for i in keep) > width:
+        del keep[-3]  # outcome and cost stay, and the sweep's own metric
+    return [[line[i] for i in keep] for line in cells]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -7,7 +7,7 @@ import os
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,6 +91,15 @@ class Results:
         return tuple(dict.fromkeys(order))
 
 
+def count(number: int, word: str) -> str:
+    """A number of things.
+
+    >>> count(1, "trial"), count(2, "trial")
+    ('1 trial', '2 trials')
+    """
+    return f"{number} {word}{'' if number == 1 else 's'}"
+
+
 def full_name(metric: str) -> str:
     """A metric as MLflow has it: a bare word is an evaluation's.
 
@@ -110,27 +119,26 @@ def assemble(plan: Mapping[str, Any], runs: Iterable[Trial]) -> Results:
         sorted((Arm(a["name"], a["axes"], a["baseline"]) for a in plan["arms"]), key=lambda arm: arm.baseline)
     )
     place = {arm.name: index for index, arm in enumerate(arms)}
-    planned = {(t["id"], t["arm"]): t for t in plan["trials"]}
-    newest: dict[tuple[str, str], Trial] = {}
-    excluded = []
-    for run in sorted(runs, key=lambda run: (run.status == "done", run.started, run.run_id)):
-        if (run.id, run.arm) in planned:
-            newest[run.id, run.arm] = run
-        else:
-            excluded.append(Excluded(run.id, run.arm, run.seed, "not in the newest plan of the sweep"))
-    excluded += [
-        Excluded(t["id"], t["arm"], t["seed"], "no run yet")
-        for key, t in planned.items()
-        if key not in newest
-    ]
-    done = [run for run in newest.values() if run.status == "done"]
-    excluded += [
-        Excluded(run.id, run.arm, run.seed, f"{run.status}: {run.error}".removesuffix(": "))
-        for run in newest.values()
-        if run.status != "done"
+    newest = {
+        run.id: run for run in sorted(runs, key=lambda run: (run.status == "done", run.started, run.run_id))
+    }
+    cells = [(Trial(t["id"], t["arm"], t["seed"]), newest.get(t["id"])) for t in plan["trials"]]
+    # a trial that stands in several arms has one run; which arms those are, the plan says
+    found = [replace(run, arm=cell.arm, seed=cell.seed) for cell, run in cells if run is not None]
+    done = [run for run in found if run.status == "done"]
+
+    planned = {cell.id for cell, _ in cells}
+    excluded = [
+        *(_excluded(cell, "no run yet") for cell, run in cells if run is None),
+        *(
+            _excluded(run, f"{run.status}: {run.error}".removesuffix(": "))
+            for run in found
+            if run.status != "done"
+        ),
+        *(_excluded(run, "not in the newest plan") for run in newest.values() if run.id not in planned),
     ]
 
-    reasons: dict[str, list[str]] = {run.run_id: [] for run in done}
+    reasons: dict[tuple[str, str], list[str]] = {(run.id, run.arm): [] for run in done}
     data = {arm.name: _data_axes(arm) for arm in arms}
     kinds: tuple[tuple[str, Callable[[Trial], str], Callable[[Trial], object]], ...] = (
         ("commit", lambda run: run.commit, lambda run: None),
@@ -143,15 +151,11 @@ def assemble(plan: Mapping[str, Any], runs: Iterable[Trial]) -> Results:
             usual = _majority(members, value)
             same = sum(value(run) == usual for run in members)
             for run in members:
-                if value(run) != usual:
-                    reasons[run.run_id].append(
-                        f"{word} {value(run) or 'unknown'} is not {usual or 'unknown'}, that of {same} others"
+                if (own := value(run)) != usual:
+                    reasons[run.id, run.arm].append(
+                        f"{word} {own or 'unknown'} is not the {usual or 'unknown'} of {count(same, 'other')}"
                     )
-    excluded += [
-        Excluded(run.id, run.arm, run.seed, "; ".join(reasons[run.run_id]))
-        for run in done
-        if reasons[run.run_id]
-    ]
+    excluded += [_excluded(run, "; ".join(why)) for run in done if (why := reasons[run.id, run.arm])]
 
     def order(item: Trial | Excluded) -> tuple[int, int, str, str]:
         return place.get(item.arm, len(place)), item.seed, item.arm, item.id
@@ -165,9 +169,9 @@ def assemble(plan: Mapping[str, Any], runs: Iterable[Trial]) -> Results:
         seeds=tuple(plan["seeds"]),
         claims=tuple(plan["claims"]),
         arms=arms,
-        trials=tuple(sorted((run for run in done if not reasons[run.run_id]), key=order)),
+        trials=tuple(sorted((run for run in done if not reasons[run.id, run.arm]), key=order)),
         excluded=tuple(sorted(excluded, key=order)),
-        digest=_digest(plan, newest.values(), excluded),
+        digest=_digest(plan, newest.values()),
     )
 
 
@@ -178,14 +182,18 @@ def _data_axes(arm: Arm) -> tuple[tuple[str, str], ...]:
 
 def _majority(runs: Sequence[Trial], value: Callable[[Trial], str]) -> str:
     """The most frequent value; of equally frequent ones, the one with the newest run."""
-    count = Counter(value(run) for run in runs)
-    latest = {name: max(run.started for run in runs if value(run) == name) for name in count}
-    return max(count, key=lambda name: (count[name], latest[name], name))
+    times = Counter(value(run) for run in runs)
+    latest = {name: max(run.started for run in runs if value(run) == name) for name in times}
+    return max(times, key=lambda name: (times[name], latest[name], name))
 
 
-def _digest(plan: Mapping[str, Any], runs: Iterable[Trial], excluded: Iterable[Excluded]) -> str:
+def _excluded(trial: Trial, reason: str) -> Excluded:
+    return Excluded(trial.id, trial.arm, trial.seed, reason)
+
+
+def _digest(plan: Mapping[str, Any], runs: Iterable[Trial]) -> str:
     """Equal when a report built from these would be equal."""
-    lines = [json.dumps(plan, sort_keys=True), *sorted(map(repr, runs)), *sorted(map(repr, excluded))]
+    lines = [json.dumps(plan, sort_keys=True), *sorted(map(repr, runs))]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
@@ -203,6 +211,7 @@ def connect(uri: str) -> "MlflowClient":
     # MLflow's own retries would hold a user for minutes before saying that a server is gone
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     from mlflow import MlflowClient
 
     return MlflowClient(uri)

@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -47,14 +48,24 @@ def _row(arm: Arm, results: Results) -> Row:
     )
 
 
+LABELS = {
+    "eval/knn_top1": "k-NN top-1 (%)",
+    "eval/nn_top1": "1-NN top-1 (%)",
+    "eval/linear_top1": "linear top-1 (%)",
+    "eval/rank_ratio": "rank ratio",
+    "collapse/rank": "effective rank",
+    "collapse/image_cosine": "cosine between images",
+    "train/loss": "training loss",
+}
+
+
 def label(metric: str) -> str:
     """A metric's name for people.
 
-    >>> label("eval/knn_top1"), label("collapse/rank")
-    ('knn top1 (%)', 'rank')
+    >>> label("eval/knn_top1"), label("eval/robust_accuracy")
+    ('k-NN top-1 (%)', 'robust accuracy')
     """
-    leaf = metric.rpartition("/")[2]
-    return leaf.replace("_", " ") + (" (%)" if leaf.endswith("top1") else "")
+    return LABELS.get(metric, metric.rpartition("/")[2].replace("_", " "))
 
 
 def decimals(values: Iterable[float]) -> int:
@@ -67,7 +78,7 @@ def decimals(values: Iterable[float]) -> int:
     return 3 if largest < 2 else 2 if largest < 100.005 else 1
 
 
-def cells(table: Sequence[Row], plus_minus: str = " ± ", none: str = NONE) -> list[list[str]]:
+def cells(table: Sequence[Row], none: str = NONE) -> list[list[str]]:
     """Head and rows as text: mean ± half of the 95 % interval; `(n=…)` where fewer seeds have the metric."""
     metrics = list(table[0].metrics) if table else []
     digits = {
@@ -78,7 +89,7 @@ def cells(table: Sequence[Row], plus_minus: str = " ± ", none: str = NONE) -> l
         found = row.metrics[key]
         if found.mean is None:
             return none
-        half = "" if found.half is None else f"{plus_minus}{found.half:.{digits[key]}f}"
+        half = "" if found.half is None else f" ± {found.half:.{digits[key]}f}"
         fewer = "" if found.n == row.n else f" (n={found.n})"
         return f"{found.mean:.{digits[key]}f}{half}{fewer}"
 
@@ -153,7 +164,7 @@ def to_markdown(table: Sequence[Row], results: Results) -> str:
 
 def to_latex(table: Sequence[Row], results: Results) -> str:
     """A booktabs tabular, the baselines under a rule of their own."""
-    head, *body = cells(table, plus_minus=r" \pm ", none="--")
+    head, *body = cells(table, none="--")
     columns = "l" + "r" * (len(head) - 3) + "lr"
     lines = [_latex_line(head), r"\midrule"]
     for row, line, above in zip(table, body, [None, *table], strict=False):
@@ -168,7 +179,7 @@ def to_latex(table: Sequence[Row], results: Results) -> str:
 
 
 def _latex_line(line: Sequence[str]) -> str:
-    return " & ".join(f"${cell}$" if r"\pm" in cell else _escape(cell) for cell in line) + r" \\"
+    return " & ".join(re.sub(r"(-?[\d.]+ \\pm [\d.]+)", r"$\1$", _escape(cell)) for cell in line) + r" \\"
 
 
 def _escape(text: str) -> str:
@@ -176,6 +187,7 @@ def _escape(text: str) -> str:
         "\\": r"\textbackslash{}",
         "~": r"\textasciitilde{}",
         "^": r"\textasciicircum{}",
+        "±": r"\pm",
         "<": r"\textless{}",
         ">": r"\textgreater{}",
     }
