@@ -128,9 +128,8 @@ def training(results: Results, rows: Sequence[Row], curves: Curves) -> Figure:
         keys = [key for key in CURVES if any(len(line) > 1 for line in curves.get(key, {}).values())]
         drawn = {run for key in keys for run, line in curves[key].items() if len(line) > 1}
         shown = [row for row in rows if any(trial.run_id in drawn for trial in results.of(row.arm))]
-        figure = Figure(
-            figsize=(3.5 * max(len(keys), 1) + 0.4, 3.9), layout=ConstrainedLayoutEngine(w_pad=0.08)
-        )
+        width = 3.5 * max(len(keys), 1) + 0.4
+        figure = Figure(figsize=(width, 3.9), layout=ConstrainedLayoutEngine(w_pad=0.08))
         FigureCanvasAgg(figure)
         panels = figure.subplots(1, max(len(keys), 1), squeeze=False)[0]
         looks = styles(rows)
@@ -147,7 +146,7 @@ def training(results: Results, rows: Sequence[Row], curves: Curves) -> Figure:
         names = [row.arm for row in shown]
         handles = [Line2D([], [], linewidth=2, **looks[name]) for name in names]
         longest = max(map(len, names), default=1)
-        columns = max(1, min(len(names), int(figure.get_figwidth() * 12 / (longest + 7))))
+        columns = max(1, min(len(names), int(width * 12 / (longest + 7))))
         figure.set_figheight(3.5 + 0.2 * math.ceil(len(names) / columns))
         note = _note(results, "Thick: mean over seeds, up to where the shortest ends; thin: seeds")
         look: Any = {"title": note, "title_fontproperties": {"size": 7.5}, "alignment": "left"}

@@ -163,7 +163,10 @@ def _execute(found: results.Results, folder: Path, uri: str) -> Any:
     with tempfile.TemporaryDirectory() as private:
         # sockets in a folder of the user's own instead of ports: no one else on the host reaches the kernel
         kernel = AsyncKernelManager(transport="ipc", ip=f"{private}/kernel", kernel_name="python3")
-        NotebookClient(notebook, km=kernel, timeout=600, resources=place).execute(env=environment)
+        client = NotebookClient(
+            notebook, km=kernel, timeout=600, resources=place, shutdown_kernel="immediate"
+        )
+        client.execute(env=environment, cleanup_kc=True)
     write(folder / "report.ipynb", str(dump(notebook)).encode())
     return notebook
 
