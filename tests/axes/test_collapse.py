@@ -1,0 +1,93 @@
+"""Where the gradient goes, and what the targets follow."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lmim.axes.collapse import TARGETS
+from lmim.axes.mask import sample_view
+from lmim.config import Config, merge
+from lmim.encoder import Encoder, View, take
+from lmim.objectives.latent_mim import LatentMIM
+
+SMALL: dict[str, Any] = {
+    "data": {"image_size": 8},
+    "encoder": {"patch_size": 2, "width": 16, "depth": 1, "heads": 2},
+    "projector": {"width": 16},
+    "decoder": {"width": 16, "depth": 1, "heads": 2},
+}
+
+
+def build(kind: str, **changes: Any) -> tuple[LatentMIM, Tensor, View]:
+    torch.manual_seed(0)
+    config = Config.model_validate(merge(merge(SMALL, {"collapse": kind}), changes))
+    view = sample_view(3, 16, 6, torch.Generator().manual_seed(0))
+    return LatentMIM(config, channels=1), torch.randn(3, 16, 4), view
+
+
+@pytest.mark.parametrize("kind", TARGETS)
+def test_a_gradient_reaches_the_target_only_for_joint(kind: str) -> None:
+    """This is the whole difference between the arms of the first ablation."""
+    objective, patches, view = build(kind)
+    target = objective.target.encode(objective.encoder, patches, view)
+    assert target.shape == (3, 10, 16)
+    assert target.requires_grad == (kind == "joint")
+
+
+@pytest.mark.parametrize("kind", TARGETS)
+def test_only_ema_follows_the_online_encoder(kind: str) -> None:
+    """joint and stop_gradient are the online weights; frozen_random never moves."""
+    objective, patches, view = build(kind)
+    before = objective.target.encode(objective.encoder, patches, view).detach().clone()
+    with torch.no_grad():
+        for parameter in objective.encoder.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    moved = objective.target.encode(objective.encoder, patches, view)
+    assert torch.allclose(before, moved, atol=1e-6) == (kind in ("ema", "frozen_random"))
+    objective.target.after_step(objective.encoder, 0.0)  # momentum 0: become the online encoder
+    followed = objective.target.encode(objective.encoder, patches, view)
+    assert torch.allclose(before, followed, atol=1e-6) == (kind == "frozen_random")
+
+
+def test_momentum_mixes_weights() -> None:
+    """m * target + (1 - m) * online, for every parameter."""
+    objective, _, _ = build("ema")
+    target = objective.target.encoder
+    assert isinstance(target, Encoder)
+    old = [p.clone() for p in target.parameters()]
+    with torch.no_grad():
+        for parameter in objective.encoder.parameters():
+            parameter.mul_(2).add_(1)
+    objective.target.after_step(objective.encoder, 0.75)
+    for new, before, online in zip(target.parameters(), old, objective.encoder.parameters(), strict=True):
+        torch.testing.assert_close(new, 0.75 * before + 0.25 * online)
+
+
+def test_the_target_sees_masked_patches_alone_unless_told() -> None:
+    """With `masked` the visible pixels must not leak into the target; with `all` they do."""
+    for sees, leaks in (("masked", False), ("all", True)):
+        objective, patches, view = build("ema", **{"collapse.target_sees": sees})
+        before = objective.target.encode(objective.encoder, patches, view)
+        changed = patches.clone()
+        changed.scatter_(1, view.visible[..., None].expand(-1, -1, 4), 9.0)
+        after = objective.target.encode(objective.encoder, changed, view)
+        assert torch.allclose(before, after) != leaks
+
+
+def test_the_online_encoder_sees_visible_patches_alone() -> None:
+    """Masked pixels in the context would make the task trivial."""
+    objective, patches, view = build("ema")
+    changed = patches.clone()
+    changed.scatter_(1, view.masked[..., None].expand(-1, -1, 4), 9.0)
+    assert torch.equal(objective(patches, view, 0.5).prediction, objective(changed, view, 0.5).prediction)
+
+
+def test_frozen_random_is_linear_in_the_patch() -> None:
+    """Latent MIM Lite: no target encoder, so no context and no positions."""
+    objective, patches, view = build("frozen_random")
+    one = objective.target.encode(objective.encoder, patches, view)
+    two = objective.target.encode(objective.encoder, 2 * patches, view)
+    torch.testing.assert_close(two, 2 * one)
+    assert one.shape[:2] == take(patches, view.masked).shape[:2]
