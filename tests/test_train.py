@@ -1,8 +1,7 @@
 """The trainer: what a run leaves behind, and that a kill costs nothing but time."""
 
-import multiprocessing
-import os
-import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -38,8 +37,14 @@ def weights(folder: TrialFolder) -> dict[str, torch.Tensor]:
     return saved
 
 
-def slowly(config: Config, folder: TrialFolder) -> None:
-    train(config, folder, lambda step, metrics: time.sleep(0.05))
+SLOWLY = """
+import sys, time
+from pathlib import Path
+from lmim.train import train
+from lmim.trial import TrialFolder
+folder = TrialFolder(Path(sys.argv[1]), sys.argv[2])
+train(folder.config(), folder, lambda step, metrics: time.sleep(0.05))
+"""
 
 
 def test_a_killed_run_ends_with_bit_identical_weights(tmp_path: Path) -> None:
@@ -48,17 +53,15 @@ def test_a_killed_run_ends_with_bit_identical_weights(tmp_path: Path) -> None:
     whole = TrialFolder(tmp_path / "whole", config.identity)
     train(config, whole)
     killed = TrialFolder(tmp_path / "killed", config.identity)
-    context = multiprocessing.get_context("forkserver")
+    killed.create(config)
     for at_step in (4, 11):
-        process = context.Process(target=slowly, args=(config, killed))
-        process.start()
+        process = subprocess.Popen([sys.executable, "-c", SLOWLY, str(killed.root), killed.id])
         deadline = time.monotonic() + 60
-        while killed.state().step < at_step and process.is_alive() and time.monotonic() < deadline:
+        while killed.state().step < at_step and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.005)
-        assert process.pid is not None
-        assert process.is_alive()
-        os.kill(process.pid, signal.SIGKILL)
-        process.join()
+        assert process.poll() is None
+        process.kill()
+        process.wait()
         assert killed.state().status == "running"  # nobody could say goodbye
     assert train(config, killed).status == "done"
     first, second = weights(whole), weights(killed)
