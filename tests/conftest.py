@@ -1,7 +1,12 @@
-"""Every test runs with the shapes in the package's signatures checked."""
+"""Every test runs with the shapes in the package's signatures checked, and leaves the user's cache alone."""
+
+import os
+import tempfile
 
 from jaxtyping import install_import_hook
 
 install_import_hook(
     ["lmim.axes", "lmim.encoder", "lmim.objectives", "lmim.evaluate", "lmim.data"], "beartype.beartype"
 )
+os.environ.setdefault("LMIM_CACHE", tempfile.mkdtemp(prefix="lmim-cache-"))
+os.environ |= {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "1"}
