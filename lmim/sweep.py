@@ -529,24 +529,29 @@ def standing(folder: TrialFolder) -> State:
 
 
 def seconds_left(plan: Plan, out: Path) -> float | None:
-    """Core-seconds of what is missing, by finished trials of this sweep or by the bench; None: unknown."""
-    per_epoch = [
-        state.seconds / state.epochs
-        for state in plan.states.values()
-        if state.status == "done" and state.epochs and state.outcome != "diverged"
-    ]
-    todo = plan.where("new", "interrupted", "running")
-    if per_epoch:
-        mean = sum(per_epoch) / len(per_epoch)
-        return math.fsum(
-            mean * max(0, trial.config.optim.epochs - plan.states[trial.id].epoch) for trial in todo
-        )
+    """Seconds of training that are missing, by what like trials took or by the bench; None: unknown."""
+    paces: dict[str, list[float]] = {}
+    for path in sorted(plan.root.iterdir()) if plan.root.is_dir() else ():
+        folder = TrialFolder(plan.root, path.name)
+        with contextlib.suppress(UserError):  # of another version: says nothing about this one
+            state = plan.states.get(folder.id) or folder.state()
+            if state.status == "done" and state.outcome != "diverged":
+                paces.setdefault(_kind(folder.config()), []).append(state.seconds / max(state.epochs, 1))
+    rate = math.nan
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         rate = float(json.loads((out / "bench.json").read_text())["images_per_second"])
-        images = [(trial.config.data.train_images or math.nan) * trial.config.optim.epochs for trial in todo]
-        total = math.fsum(images) / rate
-        return total if math.isfinite(total) else None
-    return None
+    total = 0.0
+    for trial in plan.where("new", "interrupted", "running"):
+        epochs = max(0, trial.config.optim.epochs - plan.states[trial.id].epoch)
+        pace = paces.get(_kind(trial.config))
+        images = trial.config.data.train_images or math.nan
+        total += max(epochs, 1) * sum(pace) / len(pace) if pace else epochs * images / rate
+    return total if math.isfinite(total) else None
+
+
+def _kind(config: Config) -> str:
+    """What an epoch's time depends on most; evaluation alone is a kind of its own."""
+    return f"{config.data} {config.encoder} {config.optim.batch_size} {config.optim.epochs > 0}"
 
 
 def duration(seconds: float | None) -> str:
@@ -735,7 +740,7 @@ def command(args: argparse.Namespace, words: Sequence[str]) -> int:
     root = out / "trials"
     plan = Plan.read(sweep, root).settled()
     # stdout carries nothing but JSON when JSON was asked for
-    console = Console(stderr=args.json)
+    console = Console(stderr=args.json, width=None if sys.stdout.isatty() else 120)
     if args.dry_run:
         if args.json:
             print(json.dumps(plan.rows()))
