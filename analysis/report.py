@@ -154,11 +154,15 @@ def _execute(found: results.Results, folder: Path, uri: str) -> Any:
     notebook.cells = [cell for cell in notebook.cells if "ruff: noqa" not in cell.source]
     for cell in notebook.cells:
         if "parameters" in cell.metadata.get("tags", ()):
-            values = (found.name, found.scale, results.redacted(uri))
+            values = (found.name, found.scale, _portable(uri, folder))
             cell.source = f"NAME, SCALE, URI = {', '.join(map(repr, values))}"
     notebook.metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     paths = [str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = os.environ | {"MLFLOW_TRACKING_URI": uri, "PYTHONPATH": os.pathsep.join(paths)}
+    environment = os.environ | {
+        "MLFLOW_TRACKING_URI": uri,
+        "PYTHONPATH": os.pathsep.join(paths),
+        "PYTHONWARNINGS": "ignore:IProgress not found",  # tqdm's, on being imported in a notebook
+    }
     place = {"metadata": {"path": str(folder)}}
     with tempfile.TemporaryDirectory() as private:
         # sockets in a folder of the user's own instead of ports: no one else on the host reaches the kernel
@@ -169,6 +173,14 @@ def _execute(found: results.Results, folder: Path, uri: str) -> Any:
         client.execute(env=environment, cleanup_kc=True)
     write(folder / "report.ipynb", str(dump(notebook)).encode())
     return notebook
+
+
+def _portable(uri: str, folder: Path) -> str:
+    """The URI as the notebook holds it: without a password, and a database relative to its folder."""
+    scheme, slashes, path = uri.partition("sqlite:///")
+    if scheme or not slashes:
+        return results.redacted(uri)
+    return f"{slashes}{os.path.relpath(path, folder)}"
 
 
 def _page(notebook: Any, title: str) -> str:

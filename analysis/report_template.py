@@ -33,13 +33,13 @@ display(Markdown(Path("table.md").read_text(encoding="utf-8").split("\n\n", 1)[1
 # ## Comparison
 
 # %%
-display(Image("comparison.png"))
+display(Image("comparison.png", alt="Seeds, mean and interval of each arm"))
 
 # %% [markdown]
 # ## Training and collapse
 
 # %%
-display(Image("training.png"))
+display(Image("training.png", alt="Loss and collapse measures of each arm over the steps"))
 
 # %% [markdown]
 # ## Excluded trials

@@ -17,6 +17,8 @@ from lmim.config import UserError
 if TYPE_CHECKING:  # importing MLflow takes a second, and only `read` and `curves` need it
     from mlflow import MlflowClient
 
+SQLITE = b"SQLite format 3\0"
+"""How a database of SQLite begins."""
 LARGEST = 1.7e308
 """MLflow stores infinity as the largest double."""
 
@@ -205,9 +207,10 @@ def connect(uri: str) -> "MlflowClient":
     if uri.startswith("sqlite:"):
         path = Path(uri.partition("sqlite:///")[2])
         if not path.is_file():
-            raise UserError(
-                f"{path}: no MLflow database there; run a sweep first, or say where: --out, --tracking-uri"
-            )
+            raise UserError(f"{path}: no MLflow database there; run a sweep first, or give --out")
+        with path.open("rb") as file:
+            if file.read(len(SQLITE)) != SQLITE:
+                raise UserError(f"{path}: not a database; give the --out of a sweep, or --tracking-uri")
     # MLflow's own retries would hold a user for minutes before saying that a server is gone
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
@@ -223,14 +226,13 @@ def read(name: str, scale: str | None, uri: str) -> Results:
     Raises UserError for a sweep or scale that is not there, with the nearest name, and for a server that
     does not answer.
     """
-    client = connect(uri)
     from mlflow.exceptions import MlflowException
 
     try:
-        return _read(client, name, scale)
+        return _read(connect(uri), name, scale)
     except MlflowException as error:
-        first = str(error).splitlines()[0]
-        raise UserError(f"{redacted(uri)}: MLflow does not answer ({first}); check --tracking-uri") from error
+        first = str(error).splitlines()[0].replace(uri, redacted(uri))
+        raise UserError(f"{redacted(uri)}: cannot be read ({first}); check --tracking-uri") from error
 
 
 def _read(client: "MlflowClient", name: str, scale: str | None) -> Results:

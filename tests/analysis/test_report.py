@@ -352,6 +352,21 @@ def test_no_database(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert not list(tmp_path.iterdir())
 
 
+def test_no_password_in_messages(capsys: pytest.CaptureFixture[str]) -> None:
+    """A server that is gone is told in one line, and in seconds, without the user's password."""
+    assert report.main(["loss", "--tracking-uri", "http://me:secret@127.0.0.1:9"]) == 2
+    text = capsys.readouterr().err
+    assert text.startswith("http://127.0.0.1:9: cannot be read")
+    assert "secret" not in text
+
+
+def test_garbage_is_no_database(tmp_path: Path) -> None:
+    """A wrong file is named, not answered with a traceback."""
+    (tmp_path / "mlflow.db").write_text("garbage")
+    with pytest.raises(UserError, match="not a database"):
+        report.build("loss", "demo", tmp_path)
+
+
 def test_unknown_names(sweep: tuple[Path, report.Report], capsys: pytest.CaptureFixture[str]) -> None:
     """A mistyped sweep or scale is answered with the nearest name."""
     out, _ = sweep
