@@ -14,6 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from analysis.claims import COLLAPSED_BELOW, RANK_RATIO
 from analysis.results import Results
@@ -139,6 +140,7 @@ def training(results: Results, rows: Sequence[Row], curves: Curves) -> Figure:
                 _lines(axes, [line for line in lines if line], looks[row.arm])
             axes.set_title(label(key), loc="left", fontsize=9, weight="bold")
             axes.set_xlabel("step")
+            axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
             _scale(axes, [value for line in curves[key].values() for value in line.values()])
         if not keys:
             panels[0].text(0.5, 0.5, "no curves in MLflow", **SMALL, ha="center", va="center")

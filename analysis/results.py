@@ -43,6 +43,7 @@ class Trial:
     run_id: str = ""
     status: str = "done"
     outcome: str = "learned"
+    """Empty for what was only evaluated."""
     error: str = ""
     commit: str = ""
     dataset_version: str = ""
@@ -274,7 +275,7 @@ def _trial(run: Any) -> Trial:
         seed=int(tags.get("lmim.seed", -1)),
         run_id=run.info.run_id,
         status=tags.get("lmim.status", "unknown"),
-        outcome=tags.get("lmim.outcome", "unknown"),
+        outcome=tags.get("lmim.outcome", ""),
         error=tags.get("lmim.error", ""),
         commit=tags.get("lmim.commit", ""),
         dataset_version=tags.get("lmim.dataset_version", ""),

@@ -42,7 +42,7 @@ def _row(arm: Arm, results: Results) -> Row:
         arm.baseline,
         len(trials),
         {key: interval(t.metrics[key] for t in trials if key in t.metrics) for key in results.metrics},
-        dict(sorted(Counter(t.outcome for t in trials).items())),
+        dict(sorted(Counter(t.outcome for t in trials if t.outcome).items())),
         math.fsum(t.metrics.get("system/seconds", 0) * float(t.params.get("run.cpus", 1)) for t in trials)
         / 3600,
     )

@@ -1,5 +1,6 @@
 """The report against statistics worked by hand, on a real MLflow database."""
 
+import doctest
 import json
 import math
 import random
@@ -8,6 +9,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -17,7 +19,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, RunTag
 from scipy import stats
 
-from analysis import claims, report, results, table
+from analysis import claims, intervals, report, results, table
 from analysis.intervals import interval
 from lmim.config import UserError
 
@@ -257,6 +259,32 @@ def test_trials_without_a_run_or_a_plan_are_listed() -> None:
     stray = replace(RUNS[0], id="old", run_id="old")
     reasons = {e.id: e.reason for e in results.assemble(PLAN, [*RUNS[1:], stray]).excluded}
     assert reasons == {"mse-0": "no run yet", "old": "not in the newest plan"}
+
+
+def test_a_trial_of_two_arms_counts_in_both() -> None:
+    """Cells that resolve to the same config train once: their one run belongs to each of their rows."""
+    arms = {"gap=0": {"mask.gap": 0}, "base": {"mask.gap": 0}}
+    plan = plan_of(arms, seeds=2, claims=[])
+    plan["trials"] = [{"id": f"same-{s}", "arm": arm, "seed": s} for arm in arms for s in range(2)]
+    runs = [results.Trial(f"same-{s}", "gap=0", s, f"run{s}", metrics={"eval/knn_top1": s}) for s in range(2)]
+    found = results.assemble(plan, runs)
+    assert [row.n for row in table.rows(found)] == [2, 2, 0, 0]
+    assert found.excluded == ()
+
+
+def test_claim_on_another_metric() -> None:
+    """`on nn_top1` must be judged by that metric, not by the sweep's."""
+    verdict = claims.judge_claim("patch_discrimination > mse on nn_top1", results.assemble(PLAN, RUNS))
+    assert verdict.metric == "eval/nn_top1"
+    assert verdict.effect.mean == pytest.approx((7.3 + 7.5 + 7.5) / 6)
+
+
+@pytest.mark.parametrize("module", [intervals, results, claims, table])
+def test_examples(module: ModuleType) -> None:
+    """An example in a docstring that is wrong misleads whoever reads it."""
+    ran = doctest.testmod(module)
+    assert ran.attempted > 0
+    assert ran.failed == 0
 
 
 @given(st.permutations(RUNS), st.permutations(PLAN["trials"]))
