@@ -11,6 +11,7 @@ Planning imports neither torch nor Ray nor MLflow.
 
 import argparse
 import contextlib
+import fcntl
 import json
 import logging
 import math
@@ -752,11 +753,9 @@ def command(args: argparse.Namespace, words: Sequence[str]) -> int:
     todo = ["new", "interrupted", "running", *(["failed"] if args.retry_failed else [])]
     stop = Stop(out / f".stop-{os.getpid()}-{secrets.token_hex(4)}")
 
-    from lmim.tracking import Tracker
-
     if not plan.missing(todo):
         console.print(f"{sweep.name}: nothing is missing ({summary(plan)})", highlight=False)
-        tracker = Tracker(uri, sweep, out)
+        tracker = _open_tracker(uri, sweep, out)
         tracker.feed()
         tracker.close()
     else:
@@ -786,8 +785,6 @@ def bring_up_to_date(
     plan: Plan, args: argparse.Namespace, uri: str, todo: Sequence[str], stop: Stop, console: Console
 ) -> Plan:
     """Run what is missing; how the sweep stands then."""
-    from lmim.tracking import Tracker
-
     root = plan.root
     if args.address is None:
         resources = local_resources()
@@ -805,7 +802,7 @@ def bring_up_to_date(
             while (missing := plan.missing(todo)) and not stop.wanted():
                 _prepare(missing, plan)
                 todo = [status for status in todo if status != "failed"]  # one more try, not for ever
-                tracker = Tracker(uri, plan.sweep, root.parent)
+                tracker = _open_tracker(uri, plan.sweep, root.parent)
                 try:
                     work = pool.submit(execute, missing)
                     plan = watch(work, plan.sweep, root, tracker, stop, console)
@@ -823,6 +820,18 @@ def bring_up_to_date(
     finally:
         stop.file.unlink(missing_ok=True)
     return Plan.read(plan.sweep, root)
+
+
+def _open_tracker(uri: str, sweep: ablation.Sweep, out: Path) -> "Tracker":
+    """One process at a time: two that both make the tables of a new database get in each other's way."""
+    from lmim.tracking import Tracker
+
+    folder = os.open(out, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        return Tracker(uri, sweep, out)
+    finally:
+        os.close(folder)
 
 
 def _prepare(trials: Sequence[ablation.Trial], plan: Plan) -> None:
