@@ -3,8 +3,7 @@
     python -m lmim.sweep ablations/loss.yaml --seeds 0,1,2
 
 A trial's folder (see `trial.py`) says whether it is done, so the command may be killed anywhere and
-run again. Ray only brings trials to workers: an actor for each slot keeps a server process that has
-imported the trainer and forks a clean process for each trial.
+run again. Ray only brings trials to workers, which `worker.py` runs there.
 
 Planning imports neither torch nor Ray nor MLflow.
 """
@@ -17,7 +16,6 @@ import logging
 import math
 import os
 import secrets
-import select
 import shlex
 import shutil
 import signal
@@ -26,15 +24,14 @@ import sys
 import tempfile
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from rich.console import Console
 from rich.live import Live
@@ -42,225 +39,16 @@ from rich.table import Table
 
 from lmim import ablation
 from lmim.config import Config, UserError
-from lmim.trial import Busy, State, TrialFolder
+from lmim.trial import State, TrialFolder
+from lmim.worker import GRACE, RESTARTS, fail, run_here, run_on_worker
 
 if TYPE_CHECKING:
     from lmim.tracking import Tracker
 
-RESTARTS = 3
-"""How often a trial whose process died goes on from its checkpoint before it counts as failed."""
-GRACE = 20.0
-"""Seconds that trials get to checkpoint when the sweep is stopped."""
 FEED_EVERY = 2.0
 LINE_EVERY = 15.0
 SHOWN = 40
 """Rows of the live table."""
-
-
-# ---------------------------------------------------------------- one trial, in a process of its own
-
-
-class _Recorded:
-    """Turns an exception in a trial into the trial's result: failed, with its cause."""
-
-    def __init__(self, folder: TrialFolder) -> None:
-        self.folder = folder
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool:
-        if not isinstance(error, Exception):
-            return False
-        (self.folder.path / "error.txt").write_text("".join(traceback.format_exception(error)))
-        self.folder.update(status="failed", error=cause(error))
-        return True
-
-
-def cause(error: Exception) -> str:
-    """An exception in one line.
-
-    >>> cause(ValueError("no such image\\nat all"))
-    'ValueError: no such image'
-    """
-    first = next(iter(str(error).splitlines()), "")
-    return first if isinstance(error, UserError) else f"{type(error).__name__}: {first}".rstrip(": ")
-
-
-def run_here(config: Config, folder: TrialFolder, stop: Callable[[], bool]) -> None:
-    """Train in this process; wait for another one that is at the same trial."""
-    from lmim.train import train
-
-    while not stop() and folder.state().status != "done":
-        with _Recorded(folder):
-            try:
-                train(config, folder, stop=stop)
-            except Busy:
-                time.sleep(0.5)
-                continue
-        return
-
-
-def serve() -> None:
-    """Fork a process for each trial asked for on stdin; answer its exit code on stdout.
-
-    A request is one line of JSON, `stop` asks the running trial to checkpoint and exit, and so does
-    the end of stdin. CUDA is never touched here, so that each child has its own.
-    """
-    replies = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    signal.pthread_sigmask(signal.SIG_SETMASK, [])
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver decides what Ctrl-C means
-    import lmim.train  # noqa: F401  the point of this process: its children find the imports done
-
-    requests = os.fdopen(0, "rb", buffering=0, closefd=False)
-    while request := requests.readline():
-        if request == b"stop\n":
-            continue  # it crossed the end of the trial that it was meant for
-        server = os.getpid()
-        child = os.fork()
-        if child == 0:
-            _child(json.loads(request), server)
-        print(_wait(child, requests), file=replies, flush=True)
-
-
-def _wait(child: int, requests: BinaryIO) -> int:
-    """The child's exit code, negative for a signal."""
-    kill_at = math.inf
-    listening = True
-    while True:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
-        if time.monotonic() > kill_at:
-            os.kill(child, signal.SIGKILL)
-        if not listening:
-            time.sleep(0.02)
-        elif select.select([requests], [], [], 0.02)[0]:
-            listening = bool(requests.readline())
-            os.kill(child, signal.SIGTERM)
-            kill_at = time.monotonic() + GRACE
-
-
-def _child(request: Mapping[str, Any], server: int) -> NoReturn:
-    """One trial, from fork to exit."""
-    code = 1
-    try:
-        folder = TrialFolder(Path(request["root"]), request["id"])
-        folder.path.mkdir(parents=True, exist_ok=True)
-        output = os.open(folder.path / "output.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        os.dup2(output, 1)
-        os.dup2(output, 2)
-        stopping = threading.Event()
-        signal.signal(signal.SIGTERM, lambda number, frame: stopping.set())
-        signal.signal(signal.SIGUSR1, lambda number, frame: stopping.set())  # Slurm's warning
-        threading.Thread(target=_watch_parent, args=(server, stopping), daemon=True).start()
-        config = Config.model_validate_json(request["config"])
-        run_here(config, folder, stopping.is_set)
-        code = 0
-    finally:
-        # never unwinds into the server's loop, whatever happened
-        traceback.print_exc() if code else None
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-
-
-def _watch_parent(server: int, stopping: threading.Event) -> None:
-    """An orphan checkpoints and goes, however its server, actor or driver died."""
-    while os.getppid() == server:
-        time.sleep(0.25)
-    stopping.set()
-    time.sleep(GRACE)
-    os._exit(1)
-
-
-# ---------------------------------------------------------------- a slot on a worker
-
-
-@dataclass
-class _Server:
-    """The end of `serve` that an actor holds."""
-
-    process: subprocess.Popen[bytes]
-
-    @classmethod
-    def start(cls, gpu: bool) -> "_Server":
-        package = str(Path(__file__).resolve().parent.parent)
-        paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
-        secret = ("RAY_AUTH_TOKEN",)  # a trial has no business with the cluster
-        environment = {key: value for key, value in os.environ.items() if key not in secret}
-        environment["PYTHONPATH"] = os.pathsep.join(paths)
-        environment["OMP_NUM_THREADS"] = environment["MKL_NUM_THREADS"] = "1"
-        if not gpu:  # num_gpus=0 would leave every GPU in sight
-            environment["CUDA_VISIBLE_DEVICES"] = ""
-        command = [sys.executable, "-c", "from lmim.sweep import serve; serve()"]
-        pipe = subprocess.PIPE
-        return cls(subprocess.Popen(command, stdin=pipe, stdout=pipe, bufsize=0, env=environment))
-
-    def run(self, request: Mapping[str, Any], stop: Callable[[], bool]) -> int:
-        """Run one trial; its exit code, negative for a signal."""
-        requests, replies = self.process.stdin, self.process.stdout
-        assert requests is not None
-        assert replies is not None
-        asked = False
-        try:
-            requests.write(json.dumps(request).encode() + b"\n")
-            while not select.select([replies], [], [], 0.2)[0]:
-                if stop() and not asked:
-                    asked = True
-                    requests.write(b"stop\n")
-        except BrokenPipeError:
-            return self.close()
-        reply = replies.readline()
-        return int(reply) if reply else self.close()
-
-    def close(self) -> int:
-        """The exit code of a server that is going down."""
-        if self.process.stdin is not None:
-            self.process.stdin.close()
-        return self.process.wait()
-
-
-_SERVERS: dict[bool, _Server] = {}
-"""This actor's server: with GPU or without."""
-
-
-def run_on_worker(request: dict[str, Any]) -> None:
-    """What Ray Tune runs: one trial by this actor's server, restarted when its process dies."""
-    folder = TrialFolder(Path(request["root"]), request["id"])
-    stop = Path(request["halt"]).exists
-    gpu = bool(request["share"]["GPU"])
-    code = 0
-    for _ in range(RESTARTS + 1):
-        if stop():
-            return
-        server = _SERVERS.get(gpu) or _SERVERS.setdefault(gpu, _Server.start(gpu))
-        code = server.run(request, stop)
-        if server.process.poll() is not None:
-            del _SERVERS[gpu]
-        if code >= 0:
-            break
-    if code and not stop():
-        died = (
-            f"died {RESTARTS + 1} times, last by {_signal_name(-code)}" if code < 0 else f"exited with {code}"
-        )
-        hint = " (out of memory?)" if -code == signal.SIGKILL else ""
-        fail(folder, f"the trial's process {died}{hint}; see {folder.path / 'output.txt'}")
-
-
-def _signal_name(number: int) -> str:
-    return signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
-
-
-def fail(folder: TrialFolder, error: str) -> None:
-    """Record a failure, unless the trial is done, has recorded its own, or another process is at it."""
-    with contextlib.suppress(Busy), folder.lock():
-        if folder.state().status not in ("done", "failed"):
-            folder.update(status="failed", error=error)
 
 
 # ---------------------------------------------------------------- executors

@@ -10,6 +10,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = (
     ("lmim.sweep",),
     ("lmim.bench", "lmim.interop"),
+    ("lmim.worker",),
     ("lmim.train", "lmim.tracking"),
     ("lmim.objectives", "lmim.evaluate", "lmim.data"),
     ("lmim.axes",),

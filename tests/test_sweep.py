@@ -293,61 +293,6 @@ def test_two_sweeps_at_once_train_a_shared_cell_once(tmp_path: Path) -> None:
         ]
 
 
-def fork_a_trial(tmp_path: Path, train: str) -> State:
-    """Run one trial in the server of a worker, with a trainer of the test's own."""
-    (tmp_path / "sitecustomize.py").write_text(
-        "import sys, types\n"
-        "module = sys.modules['lmim.train'] = types.ModuleType('lmim.train')\n"
-        f"exec({train!r}, module.__dict__)\n"
-    )
-    config = Config()
-    code = (
-        "import sys, json; from lmim.sweep import run_on_worker, _SERVERS\n"
-        "run_on_worker(json.loads(sys.argv[1]))\n"
-        "[server.close() for server in _SERVERS.values()]"
-    )
-    request = {
-        "root": str(tmp_path / "trials"),
-        "id": config.identity,
-        "config": config.model_dump_json(),
-        "halt": str(tmp_path / "halt"),
-        "share": {"CPU": 1.0, "GPU": 0.0},
-    }
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(REPOSITORY)])}
-    subprocess.run([sys.executable, "-c", code, json.dumps(request)], env=environment, check=True, timeout=60)
-    return TrialFolder(tmp_path / "trials", config.identity).state()
-
-
-def test_an_exception_in_a_trial_is_its_result(tmp_path: Path) -> None:
-    """Otherwise one broken arm takes the sweep down, or fails without a word."""
-    state = fork_a_trial(tmp_path, "def train(*a, **k): raise ValueError('no such thing\\nat all')")
-    assert (state.status, state.error) == ("failed", "ValueError: no such thing")
-    (traceback,) = (tmp_path / "trials").glob("*/error.txt")
-    assert "in train" in traceback.read_text()
-
-
-def test_a_trial_that_is_killed_again_and_again_fails_with_the_cause(tmp_path: Path) -> None:
-    """Otherwise a trial that does not fit into memory is restarted for ever."""
-    count = tmp_path / "count"
-    state = fork_a_trial(
-        tmp_path,
-        f"import os\ndef train(*a, **k):\n open({str(count)!r}, 'a').write('x')\n os.kill(os.getpid(), 9)",
-    )
-    assert state.status == "failed"
-    assert state.error is not None
-    assert "SIGKILL" in state.error
-    assert len(count.read_text()) == sweep.RESTARTS + 1
-
-
-def test_a_trial_on_a_cpu_sees_no_gpu(tmp_path: Path) -> None:
-    """Otherwise every CPU trial of a sweep crowds onto the first GPU."""
-    state = fork_a_trial(
-        tmp_path,
-        "import os\ndef train(*a, **k): raise ValueError(repr(os.environ.get('CUDA_VISIBLE_DEVICES')))",
-    )
-    assert state.error == "ValueError: ''"
-
-
 def test_failed_trials_are_named_and_run_again_only_when_asked(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
