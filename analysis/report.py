@@ -290,8 +290,17 @@ def show(report: Report, console: Console) -> None:
         console.print(f"[bold {colour}]{verdict.verdict:>12}[/]  ", end="")
         line = f"{verdict.claim}  {_effect(verdict)}  ({verdict.reason})"
         console.print(line, markup=False, highlight=False, soft_wrap=True)
+    missing: dict[str, list[str]] = {}
     for trial in report.excluded:
+        if trial.reason == results.NO_RUN:
+            missing.setdefault(trial.arm, []).append(str(trial.seed))
+            continue
         line = f"    excluded  {trial.id} {trial.arm} seed {trial.seed}: {trial.reason}"
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    if missing:
+        number = results.count(sum(map(len, missing.values())), "trial")
+        arms = [f"{arm} (seed {', '.join(seeds)})" for arm, seeds in missing.items()]
+        line = f"     not run  {number}: {', '.join(arms[:10])}{', ...' if arms[10:] else ''}"
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     state = "written" if report.built else "up to date"
     console.print(f"{report.path / 'report.html'} {state}", markup=False, highlight=False, soft_wrap=True)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # importing MLflow takes a second, and only `read` and `curve
 
 SQLITE = b"SQLite format 3\0"
 """How a database of SQLite begins."""
+NO_RUN = "no run yet"
 LARGEST = 1.7e308
 """MLflow stores infinity as the largest double."""
 
@@ -132,7 +133,7 @@ def assemble(plan: Mapping[str, Any], runs: Iterable[Trial]) -> Results:
 
     planned = {cell.id for cell, _ in cells}
     excluded = [
-        *(_excluded(cell, "no run yet") for cell, run in cells if run is None),
+        *(_excluded(cell, NO_RUN) for cell, run in cells if run is None),
         *(
             _excluded(run, f"{run.status}: {run.error}".removesuffix(": "))
             for run in found

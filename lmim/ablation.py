@@ -99,7 +99,11 @@ class Trial:
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep file, resolved at one scale. `arms` is always whole; `trials` is what `only` left of it."""
+    """A sweep file, resolved at one scale.
+
+    `planned` is the whole of it: every arm with the file's seeds and those that the call adds. `trials` are
+    those among them that the call asked for.
+    """
 
     name: str
     question: str
@@ -109,6 +113,7 @@ class Sweep:
     claims: tuple[Claim, ...]
     seeds: tuple[int, ...]
     arms: tuple[Arm, ...]
+    planned: tuple[Trial, ...]
     trials: tuple[Trial, ...]
     path: Path
     spec: "Spec"
@@ -527,6 +532,9 @@ class Spec:
     exclude: tuple[dict[str, tuple[Any, ...]], ...]
     stages: tuple[Stage, ...]
     seeds: tuple[int, ...]
+    """The file's, then those that the call adds; a ladder, whose winners hang on it, has the call's."""
+    wanted: tuple[int, ...]
+    """The seeds to run now."""
     only: tuple[str, ...] | None
 
     def where(self, *path: str | int) -> str:
@@ -549,8 +557,8 @@ def load(
         scale: a file of `scales/` without its suffix; looked for beside the sweep, beside its base, then in
             the project's `ablations/`. `demo` where None.
         sets: `key=value` arguments, laid over every arm.
-        seeds: take these in place of the file's.
-        only: arms (by name, or by `key=value` terms) whose trials to keep.
+        seeds: the seeds of `trials`, in place of the file's.
+        only: the arms of `trials`, by name or by `key=value` terms.
         yes: allow more than 10,000 trials.
 
     Raises:
@@ -562,7 +570,7 @@ def load(
         cells = sum(math.prod(len(values) for values in stage.values()) for stage in axes)
     else:
         cells = 1 + sum(len(values) for values in spec.axes.values())
-    count = (cells + len(spec.file.baselines)) * len(spec.seeds)
+    count = (cells + len(spec.file.baselines)) * len(spec.wanted)
     if count > MAX_TRIALS and not yes:
         fail(
             str(spec.path),
@@ -641,7 +649,8 @@ def read(
 
     if seeds is not None and (not seeds or min(seeds) < 0 or max(seeds) > 2**63 - 1):
         fail("--seeds", f"expected whole numbers from 0, found {show(','.join(map(str, seeds)))}")
-    chosen = tuple(dict.fromkeys(file.seeds if seeds is None else seeds))
+    wanted = file.seeds if seeds is None else seeds
+    planned = wanted if file.design == "ladder" else [*file.seeds, *wanted]
     if file.metric not in METRICS:
         fail(
             where("metric"),
@@ -664,7 +673,8 @@ def read(
         axes,
         exclude,
         tuple(stages),
-        chosen,
+        tuple(dict.fromkeys(planned)),
+        tuple(dict.fromkeys(wanted)),
         None if only is None else tuple(only),
     )
 
@@ -824,7 +834,8 @@ def expand(spec: Spec, results: Mapping[str, float | None] | None = None) -> Swe
         claims=_claims(spec, arms),
         seeds=spec.seeds,
         arms=arms,
-        trials=tuple(_only(spec, arms, builder.trials)),
+        planned=tuple(builder.trials),
+        trials=tuple(t for t in _only(spec, arms, builder.trials) if t.seed in spec.wanted),
         path=spec.path,
         spec=spec,
     )

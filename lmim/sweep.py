@@ -259,7 +259,7 @@ class Plan:
     def read(cls, sweep: ablation.Sweep, root: Path, known: Mapping[str, State] | None = None) -> "Plan":
         """Look at the folders; what is `known` to be done is not read again."""
         states = {}
-        for trial in sweep.trials:
+        for trial in sweep.planned:
             old = known.get(trial.id) if known else None
             states[trial.id] = old if old and old.status == "done" else standing(TrialFolder(root, trial.id))
         return cls(sweep, root, states)
@@ -465,6 +465,12 @@ def conclude(plan: Plan, out: Path, uri: str, console: Console, as_json: bool) -
 # ---------------------------------------------------------------- the command
 
 
+DESCRIPTION = (
+    "Bring a sweep up to date: run what is missing. --only and --seeds choose what runs now; the report has "
+    "whatever is done of the file's arms, with its seeds and those given, and names what is not."
+)
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see python -m lmim.sweep --help")
@@ -472,11 +478,11 @@ class _Parser(argparse.ArgumentParser):
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    parse = _Parser(prog="python -m lmim.sweep", description="Bring a sweep up to date: run what is missing.")
+    parse = _Parser(prog="python -m lmim.sweep", description=DESCRIPTION)
     parse.add_argument("file", type=Path, help="sweep file, e.g. ablations/loss.yaml")
     parse.add_argument("--scale", help="a file of scales/: demo, gpu, paper")
     parse.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="sets")
-    parse.add_argument("--seeds", type=_seeds, help="instead of the file's, e.g. 0,1,2")
+    parse.add_argument("--seeds", type=_seeds, help="run these, in the file or not, e.g. 0,1,2")
     parse.add_argument("--only", metavar="ARM", action="append", help="run this arm alone; may be repeated")
     parse.add_argument("--dry-run", action="store_true", help="print the plan and its cost; run nothing")
     parse.add_argument("--json", action="store_true", help="print the trials as a JSON array")

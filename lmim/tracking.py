@@ -82,7 +82,7 @@ class Plan(BaseModel):
 
     @classmethod
     def of(cls, sweep: "Sweep") -> "Plan":
-        """The plan of a loaded sweep file."""
+        """The plan of a loaded sweep file: all of it, whichever of its trials run now."""
         return cls(
             name=sweep.name,
             scale=sweep.scale,
@@ -94,7 +94,7 @@ class Plan(BaseModel):
             arms=tuple(
                 PlannedArm(name=arm.name, axes=dict(arm.axes), baseline=arm.baseline) for arm in sweep.arms
             ),
-            trials=tuple(PlannedTrial(id=t.id, arm=t.arm, seed=t.seed) for t in sweep.trials),
+            trials=tuple(PlannedTrial(id=t.id, arm=t.arm, seed=t.seed) for t in sweep.planned),
         )
 
     def file(self, out: Path) -> Path:
@@ -406,7 +406,7 @@ class Tracker:
                 words.add(_status_word(folder.state(), folder))
             except UserError:
                 words.add("failed")
-        for word, status in (("running", "RUNNING"), ("interrupted", "KILLED"), ("new", "KILLED")):
+        for word, status in (("running", "RUNNING"), ("interrupted", "KILLED"), ("new", "SCHEDULED")):
             if word in words:
                 return status
         return "FAILED" if "failed" in words else "FINISHED"

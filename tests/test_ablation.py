@@ -210,12 +210,24 @@ def test_the_base_cell_of_two_sweeps_is_one_trial(folder: Folder) -> None:
 
 
 def test_seeds_and_only_choose_trials_but_leave_the_table_whole(folder: Folder) -> None:
-    """Else --only would make the other arms vanish from the report."""
+    """Else --only or --seeds would make what is done vanish from the report."""
     text = "axes: {mask.gap: [0, 1], decoder.cues: [true, false]}\nseeds: [0, 1]\n"
-    sweep = folder.load(text, seeds=[5], only=["cues=false"])
-    assert [t.arm for t in sweep.trials] == ["gap=0 cues=false", "gap=1 cues=false"]
-    assert {t.seed for t in sweep.trials} == {5}
+    sweep = folder.load(text, seeds=[5, 1], only=["cues=false"])
+    assert [(t.arm, t.seed) for t in sweep.trials] == [
+        (f"gap={gap} cues=false", seed) for seed in (1, 5) for gap in (0, 1)
+    ]
+    assert sweep.seeds == (0, 1, 5)
     assert len(sweep.arms) == 4
+    assert {(t.arm, t.seed) for t in sweep.planned} == {(a.name, s) for a in sweep.arms for s in (0, 1, 5)}
+    assert all(trial in sweep.planned for trial in sweep.trials)
+
+
+def test_a_ladder_climbs_on_the_seeds_that_it_is_given(folder: Folder) -> None:
+    """Else --seeds would leave it waiting for the file's other seeds, and --only for every other arm."""
+    sweep = folder.load(LADDER, seeds=[0], only=["cues=false"])
+    assert {t.seed for t in sweep.planned} == {0}
+    after = sweep.replan({t.id: float(t.config.loss.kind == "cosine") for t in sweep.planned})
+    assert [(t.config.loss.kind, t.seed, t.provisional) for t in after.trials] == [("cosine", 0, False)]
 
 
 def test_a_plan_travels_to_a_worker(folder: Folder) -> None:

@@ -136,13 +136,16 @@ def test_a_second_run_finds_nothing_missing(swept: tuple[Path, str]) -> None:
 
 
 def test_a_new_seed_runs_alone(swept: tuple[Path, str]) -> None:
-    """Otherwise widening a finished sweep costs it all again."""
+    """Otherwise widening a finished sweep costs it all again, or hides what was done before."""
     file, _ = swept
     before = {folder.id: folder.state() for folder in folders(file)}
-    printed = run(arguments(file, "--seeds", "0,1,2", "--only", "mse", "--serial"))
+    printed = run(arguments(file, "--seeds", "2", "--only", "mse", "--serial"))
     after = {folder.id: folder.state() for folder in folders(file)}
     assert len(after) == 5, printed
     assert {key: after[key] for key in before} == before
+    # the report holds what was there before, and says what is not
+    assert re.search(r"^mse .*\b3\b.*\ncosine .*\b2\b", printed, re.MULTILINE), printed
+    assert "not run  1 trial: cosine (seed 2)" in printed
 
 
 def test_the_plan_as_json(swept: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -> None:

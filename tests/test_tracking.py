@@ -148,6 +148,14 @@ def test_a_trial_that_did_not_begin_has_no_run(stage: Stage) -> None:
     assert [run.data.tags.get("lmim.arm") for run in stage.runs()] == [None]
 
 
+def test_a_sweep_with_trials_to_come_is_not_finished(stage: Stage) -> None:
+    """After --only, MLflow would call a sweep finished, or broken off, that only has not run whole."""
+    tracker = stage.tracker()
+    stage.folders["mse"].update(status="done")
+    tracker.close()
+    assert stage.parent().info.status == "SCHEDULED"
+
+
 def test_feeding_while_it_trains_gives_each_point_once(stage: Stage) -> None:
     """Curves would have doubled or missing points."""
     tracker = stage.tracker()
@@ -386,7 +394,7 @@ def test_a_sweep_becomes_a_plan() -> None:
         seeds=(0, 1),
         claims=(SimpleNamespace(text="a > b"),),
         arms=(SimpleNamespace(name="a", axes={"loss": "a"}, baseline=True),),
-        trials=(SimpleNamespace(id="x", arm="a", seed=1),),
+        planned=(SimpleNamespace(id="x", arm="a", seed=1),),
     )
     plan = Plan.of(cast("tracking.Sweep", sweep))
     assert plan.model_dump(mode="json") == {
