@@ -3,7 +3,6 @@
 Everything is rebuilt from MLflow, and only when something in MLflow or in this code changed.
 """
 
-import argparse
 import hashlib
 import html
 import os
@@ -21,7 +20,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from analysis import claims, results, table
-from lmim.config import UserError
+from lmim.command import Parser, exit_code
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -316,7 +315,11 @@ def _fitting(cells: list[list[str]], width: int) -> list[list[str]]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m analysis.report", description=__doc__)
+    return exit_code(lambda: _command(arguments))
+
+
+def _command(arguments: Sequence[str] | None) -> int:
+    parser = Parser(prog="python -m analysis.report", description="Rebuild a sweep's report from MLflow.")
     parser.add_argument("name", help="the sweep's name")
     parser.add_argument("--scale", help="the scale (default: the one that ran last)")
     parser.add_argument(
@@ -324,12 +327,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--tracking-uri", help="MLflow's URI (default: sqlite, mlflow.db in --out)")
     given = parser.parse_args(arguments)
-    try:
-        report = build(given.name, given.scale, given.out, given.tracking_uri)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    show(report, Console())
+    show(build(given.name, given.scale, given.out, given.tracking_uri), Console())
     return 0
 
 

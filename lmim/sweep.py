@@ -31,13 +31,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
 from lmim import ablation
+from lmim.command import Parser, exit_code
 from lmim.config import Config, UserError
 from lmim.trial import State, TrialFolder
 from lmim.worker import GRACE, RESTARTS, fail, run_here, run_on_worker
@@ -471,14 +472,9 @@ DESCRIPTION = (
 )
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see python -m lmim.sweep --help")
-
-
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    parse = _Parser(prog="python -m lmim.sweep", description=DESCRIPTION)
+    parse = Parser(prog="python -m lmim.sweep", description=DESCRIPTION)
     parse.add_argument("file", type=Path, help="sweep file, e.g. ablations/loss.yaml")
     parse.add_argument("--scale", help="a file of scales/: demo, gpu, paper")
     parse.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="sets")
@@ -514,11 +510,7 @@ def _positive(text: str) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; 0: all done, 1: some failed, 2: wrong file or arguments, 130: interrupted."""
     words = sys.argv[1:] if argv is None else list(argv)
-    try:
-        return command(parser().parse_args(words), words)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return exit_code(lambda: command(parser().parse_args(words), words))
 
 
 def command(args: argparse.Namespace, words: Sequence[str]) -> int:

@@ -7,7 +7,6 @@ stay the truth: a database that is lost, or a server that was away, is filled ag
 The only module that imports MLflow, and only once a Tracker is made: the import takes seconds.
 """
 
-import argparse
 import logging
 import os
 import sqlite3
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
+from lmim.command import Parser, exit_code
 from lmim.config import UserError
 from lmim.trial import State, TrialFolder, write_atomic
 
@@ -442,17 +442,17 @@ def sync(out: Path, uri: str | None = None) -> dict[str, bool]:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line: 0 all arrived, 1 MLflow does not answer, 2 wrong arguments."""
-    parser = argparse.ArgumentParser(prog="python -m lmim.tracking", description=__doc__)
+    return exit_code(lambda: _command(arguments))
+
+
+def _command(arguments: list[str] | None) -> int:
+    parser = Parser(prog="python -m lmim.tracking", description="Feed MLflow from the trials' folders.")
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("sync", help="feed MLflow again from the trials' folders")
     command.add_argument("--out", type=Path, default=Path("results"), help="the sweeps' folder")
     command.add_argument("--tracking-uri", help="MLflow's URI; default: the database under --out")
     options = parser.parse_args(arguments)
-    try:
-        arrived = sync(options.out, options.tracking_uri)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    arrived = sync(options.out, options.tracking_uri)
     for name, done in arrived.items():
         print(f"{name}: {'up to date' if done else 'not sent'}")
     return 0 if all(arrived.values()) else 1

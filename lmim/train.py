@@ -6,20 +6,25 @@ Every random draw is a function of (seed, purpose, step), so nothing random need
 killed at any step and continued from its checkpoint ends with bit-identical weights on the same machine.
 """
 
-import argparse
+import contextlib
 import hashlib
 import io
 import json
+import logging
 import math
 import os
+import pickle
 import platform
+import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -31,6 +36,7 @@ from torch import Tensor, nn
 
 from lmim import ablation
 from lmim.axes.mask import cosine_decay, patchify, sample_offsets, sample_view
+from lmim.command import Parser, exit_code
 from lmim.config import Config, Optim, UserError
 from lmim.data import Dataset, Split, open_dataset
 from lmim.data.augment import centre, normalise, random_resized_crop
@@ -39,7 +45,9 @@ from lmim.evaluate import evaluate
 from lmim.evaluate.collapse import diagnostics
 from lmim.objectives import OBJECTIVES, Objective
 from lmim.objectives.latent_mim import LatentMIM
-from lmim.trial import Busy, State, TrialFolder, code_version
+from lmim.trial import State, TrialFolder, code_version
+
+log = logging.getLogger(__name__)
 
 Report = Callable[[int, dict[str, float]], None]
 
@@ -270,9 +278,20 @@ class Run:
             os.fsync(file.fileno())
         temporary.replace(path)
 
-    def restore(self, path: Path) -> None:
-        """Go on from a checkpoint of the same identity."""
-        saved = torch.load(path, map_location=self.device, weights_only=True)
+    def restore(self, path: Path) -> bool:
+        """Go on from a checkpoint of the same identity; False if there is none that can be read.
+
+        A damaged one is kept beside, under another name: nothing in it could be gone on from.
+        """
+        try:
+            saved = torch.load(path, map_location="cpu", weights_only=True)
+        except FileNotFoundError:
+            return False
+        except (RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+            aside = path.replace(path.with_suffix(".damaged"))
+            reason = str(error).partition("\n")[0][:100]
+            log.warning("%s cannot be read (%s): kept as %s, begun anew", path, reason, aside.name)
+            return False
         if saved["identity"] != self.config.identity:
             raise UserError(
                 f"{path}: is a checkpoint of trial {saved['identity']}, not {self.config.identity}"
@@ -283,6 +302,7 @@ class Run:
             self.optimiser.load_state_dict(saved["optimiser"])
         self.sums.copy_(saved["sums"])
         self.counted = saved["counted"]
+        return True
 
 
 def ignore(step: int, metrics: dict[str, float]) -> None:
@@ -321,9 +341,7 @@ def train(
             epochs=config.optim.epochs,
         )
         run = Run(config, open_dataset(config.data), device)
-        if folder.checkpoint.exists():
-            run.restore(folder.checkpoint)
-        folder.rewind(run.progress.step if folder.checkpoint.exists() else -1)
+        folder.rewind(run.progress.step if run.restore(folder.checkpoint) else -1)
         folder.update(steps=run.steps, dataset_version=run.dataset.version)
         return _loop(run, folder, report, stop, begun)
 
@@ -397,30 +415,55 @@ def _loop(run: Run, folder: TrialFolder, report: Report, stop: Callable[[], bool
 # ------------------------------------------------------------------------------------------ command
 
 
-def main(argv: list[str] | None = None) -> int:
-    """`python -m lmim.train FILE --arm ARM --seed N`: one trial in this process, without Ray."""
-    parser = argparse.ArgumentParser(prog="python -m lmim.train", description="Train one trial of a sweep.")
+LINE_EVERY = 15.0
+"""Seconds between two lines of progress where no terminal shows a bar."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`python -m lmim.train FILE --arm ARM --seed N`: one trial in this process, without Ray.
+
+    0: done, 2: wrong file or arguments, 130: interrupted.
+    """
+    words = sys.argv[1:] if argv is None else list(argv)
+    return exit_code(lambda: _command(words))
+
+
+def _command(words: Sequence[str]) -> int:
+    parser = Parser(prog="python -m lmim.train", description="Train one trial of a sweep.")
     parser.add_argument("file", help="the sweep file, such as ablations/loss.yaml")
     parser.add_argument("--arm", required=True, help="which arm, by the name that the sweep prints")
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--scale", help="a file of scales/, such as demo or gpu")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="sets")
     parser.add_argument("--out", type=Path, default=Path("results"), help="default: results")
-    arguments = parser.parse_args(argv)
-    console = Console(stderr=True)
-    try:
-        sweep = ablation.load(
-            arguments.file, arguments.scale, arguments.sets, seeds=[arguments.seed], only=[arguments.arm]
+    arguments = parser.parse_args(words)
+    if arguments.seed < 0:
+        raise UserError(f"--seed {arguments.seed}: expected a whole number from 0 on")
+    sweep = ablation.load(arguments.file, arguments.scale, arguments.sets, seeds=[arguments.seed])
+    trial = next((trial for trial in sweep.trials if trial.arm == arguments.arm), None)
+    if trial is None:
+        names = [arm.name for arm in sweep.arms]
+        some = ", ".join(names[:8]) + (", ..." if names[8:] else "")
+        near = ablation.nearest(arguments.arm, names)
+        raise UserError(f"--arm {arguments.arm}: expected an arm of {sweep.path} ({some}){near}")
+    if trial.provisional:
+        raise UserError(
+            f"--arm {trial.arm}: stands on the winner of an earlier stage, which python -m lmim.sweep finds"
         )
-        if len(sweep.trials) != 1:
-            raise UserError(f"--arm {arguments.arm}: names {len(sweep.trials)} arms; name one")
-        (trial,) = sweep.trials
-        state = _with_progress(trial.config, TrialFolder(arguments.out / "trials", trial.id), console)
-    except (UserError, Busy) as error:
-        console.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-        return 2
+    console = Console(stderr=True, width=None if sys.stderr.isatty() else 120)
+    folder = TrialFolder(arguments.out / "trials", trial.id)
+    console.print(f"{trial.arm} seed {trial.seed} in {folder.path}", highlight=False, soft_wrap=True)
+    try:
+        state = _with_progress(trial.config, folder, console)
+    except KeyboardInterrupt:  # the second Ctrl-C
+        state = folder.state().model_copy(update={"status": "interrupted"})
     if state.status == "interrupted":
-        console.print(f"interrupted at step {state.step} of {state.steps}; the same command goes on")
+        console.print(
+            f"Interrupted at step {state.step} of {state.steps}. To go on:\n"
+            f"  python -m lmim.train {shlex.join(words)}",
+            highlight=False,
+            soft_wrap=True,
+        )
         return 130
     print(json.dumps({"id": trial.id, "outcome": state.outcome, **state.metrics}))
     return 0
@@ -428,9 +471,17 @@ def main(argv: list[str] | None = None) -> int:
 
 def _with_progress(config: Config, folder: TrialFolder, console: Console) -> State:
     """Train with a line of images/s, loss and time left; a signal stops it at the next step."""
-    stopped: list[int] = []
+    asked: list[int] = []
+    lined = time.monotonic()
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+        os.write(2, b"\nStopping: saves at the next step. Once more: leaves at once.\n")
+
     for name in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(name, lambda number, _: stopped.append(number))
+        signal.signal(name, stop)
     columns = (
         "{task.description}",
         BarColumn(),
@@ -438,15 +489,24 @@ def _with_progress(config: Config, folder: TrialFolder, console: Console) -> Sta
         "{task.fields[now]}",
         TimeRemainingColumn(),
     )
-    with RichProgress(*columns, console=console) as bar:
-        task = bar.add_task("step", total=None, now="")
+    bar = RichProgress(*columns, console=console)
+    task = bar.add_task("step", total=None, now="")
 
-        def report(step: int, metrics: dict[str, float]) -> None:
-            if "train/loss" in metrics:
-                now = f"loss {metrics['train/loss']:.4f}  {metrics['system/images_per_second']:.0f} images/s"
-                bar.update(task, completed=step, total=folder.state().steps, now=now)
+    def report(step: int, metrics: dict[str, float]) -> None:
+        nonlocal lined
+        if "train/loss" not in metrics:
+            return
+        now = f"loss {metrics['train/loss']:.4f}  {metrics['system/images_per_second']:.0f} images/s"
+        state = folder.state()
+        bar.update(task, completed=step, total=state.steps, now=now)
+        if not console.is_terminal and time.monotonic() - lined >= LINE_EVERY:
+            lined = time.monotonic()
+            left = timedelta(seconds=round(state.eta_seconds or 0))
+            line = f"{time.strftime('%H:%M:%S')} step {step}/{state.steps}  {now}  {left} left"
+            console.print(line, highlight=False, soft_wrap=True)
 
-        return train(config, folder, report, stop=lambda: bool(stopped))
+    with bar if console.is_terminal else contextlib.nullcontext():
+        return train(config, folder, report, stop=lambda: bool(asked))
 
 
 if __name__ == "__main__":

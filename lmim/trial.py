@@ -34,7 +34,7 @@ Status = Literal["new", "running", "interrupted", "done", "failed"]
 Outcome = Literal["learned", "collapsed", "diverged"]
 
 
-class Busy(Exception):
+class Busy(UserError):
     """Another process runs this trial; `pid` is that process, if it could be read."""
 
     def __init__(self, path: Path, pid: int | None) -> None:

@@ -16,6 +16,7 @@ LAYERS = (
     ("lmim.axes",),
     ("lmim.encoder",),
     ("lmim.ablation", "lmim.trial"),
+    ("lmim.command",),
     ("lmim.config",),
     ("lmim",),
 )

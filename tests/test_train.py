@@ -1,5 +1,8 @@
 """The trainer: what a run leaves behind, and that a kill costs nothing but time."""
 
+import os
+import re
+import signal
 import subprocess
 import sys
 import time
@@ -14,7 +17,7 @@ from lmim.axes.decoder import DECODERS
 from lmim.axes.loss import LOSSES
 from lmim.config import Config, Optim, UserError, merge
 from lmim.data import open_dataset
-from lmim.train import Run, generator, learning_rate, parameter_groups, train
+from lmim.train import Run, generator, learning_rate, main, parameter_groups, train
 from lmim.trial import TrialFolder
 
 TINY: dict[str, Any] = {
@@ -87,6 +90,76 @@ def test_a_stopped_run_says_so_and_goes_on(tmp_path: Path) -> None:
     assert state.status == "interrupted"
     assert 0 < state.step < state.steps
     assert train(config, folder).status == "done"
+
+
+@pytest.mark.parametrize("left", [0, 1000, -1], ids=["empty", "cut short", "other bytes"])
+def test_a_damaged_checkpoint_is_set_aside(tmp_path: Path, left: int) -> None:
+    """A disk that lost the checkpoint's end must cost the trial's time, not block the sweep for ever."""
+    config = tiny()
+    folder = TrialFolder(tmp_path, config.identity)
+    steps: list[int] = []
+    train(config, folder, lambda step, _: steps.append(step), stop=lambda: bool(steps[-1:] >= [6]))
+    content = folder.checkpoint.read_bytes()
+    damaged = content[:left] if left >= 0 else b"not a checkpoint" * 100
+    folder.checkpoint.write_bytes(damaged)
+    state = train(config, folder)
+    assert state.status == "done"
+    assert folder.checkpoint.with_suffix(".damaged").read_bytes() == damaged
+    trained = [row.step for row in folder.rows()[0] if "train/lr" in row.metrics]
+    assert trained[0] == 3
+    assert len(trained) == len(set(trained))
+    assert trained[-1] == state.steps
+
+
+def sweep_file(folder: Path) -> list[str]:
+    """The command's first words for a small trial; everything goes under `folder`."""
+    file = folder / "tiny.yaml"
+    file.write_text("name: tiny\naxes: {loss: [mse, cosine]}\n")
+    sets = ("data.name=digits", "data.image_size=8", "encoder.patch_size=2", "run.log_every=1")
+    return [str(file), "--out", str(folder / "out"), *(word for pair in sets for word in ("--set", pair))]
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        (["--arm", "msee", "--seed", "0"], "--arm msee: expected an arm of .*mse, cosine.*did you mean mse"),
+        (["--arm", "mse", "--seed", "-1"], "--seed -1: expected a whole number"),
+        (["--arm", "mse", "--seed", "x"], "--seed"),
+        (["--arm", "mse"], "--seed"),
+        (["--arm", "mse", "--seed", "0", "--sed", "1"], "--sed"),
+        (["--arm", "mse", "--seed", "0", "--out", "{file}"], "tiny.yaml.*Not a directory"),
+        (["--arm", "mse", "--seed", "0", "--set", "data.name=imagefolder"], "data.path"),
+        (["--arm", "mse", "--seed", "0", "--set", "run.devise=cpu"], "did you mean run.device"),
+    ],
+)
+def test_the_command_says_what_is_wrong_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], expected: str
+) -> None:
+    """A typing error must not end in a traceback."""
+    words = sweep_file(tmp_path)
+    assert main([*words, *(word.replace("{file}", words[0]) for word in more)]) == 2
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if " seed 0 in " not in line)
+    assert re.search(rf"^error: .*{expected}", line), line
+
+
+def test_the_command_shows_plain_lines_and_stops_on_ctrl_c(tmp_path: Path) -> None:
+    """A log file would stay empty for hours, and Ctrl-C would lose the training or its name."""
+    words = [*sweep_file(tmp_path), "--arm", "mse", "--seed", "0", "--set", "optim.epochs=1000"]
+    code = "import sys; from lmim import train; train.LINE_EVERY = 0.2; sys.exit(train.main(sys.argv[1:]))"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *words],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)},
+    )
+    assert process.stderr is not None
+    lines = [process.stderr.readline() for _ in range(3)]
+    process.send_signal(signal.SIGINT)
+    rest = process.stderr.read()
+    assert process.wait(60) == 130
+    assert re.search(r"step \d+/\d+  loss \d+\.\d+  \d+ images/s  \d:\d\d:\d\d left", lines[2]), lines
+    assert "Stopping" in rest
+    assert f"python -m lmim.train {' '.join(words)}" in rest, rest
 
 
 def test_seed_alone_decides_the_run(tmp_path: Path) -> None:

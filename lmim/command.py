@@ -1,0 +1,41 @@
+"""What every command of the project does alike: errors of one line, exit codes, Ctrl-C."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from lmim.config import UserError
+
+
+class Parser(argparse.ArgumentParser):
+    """A command line whose mistakes are a UserError."""
+
+    def error(self, message: str) -> NoReturn:
+        """Called by argparse."""
+        raise UserError(f"{message}; see {self.prog} --help")
+
+
+def exit_code(command: Callable[[], int]) -> int:
+    """What the command returns; 2 and one line for what the user can mend; 130 for Ctrl-C.
+
+    >>> exit_code(lambda: 0)
+    0
+    """
+    try:
+        return command()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `... | head`: the reader has what it wanted
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 0
+    except OSError as error:  # the disk is full, a folder is not ours, and the like
+        if error.errno is None:
+            raise
+        print(f"error: {': '.join(str(p) for p in (error.filename, error.strerror) if p)}", file=sys.stderr)
+        return 2
