@@ -37,7 +37,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from lmim import ablation
+from lmim import ablation, cost
 from lmim.command import Parser, exit_code
 from lmim.config import Config, UserError
 from lmim.trial import State, TrialFolder
@@ -318,46 +318,36 @@ def standing(folder: TrialFolder) -> State:
     return state
 
 
-def seconds_left(plan: Plan, out: Path) -> float | None:
-    """Seconds of training that are missing, by what like trials took or by the bench; None: unknown."""
-    paces: dict[str, list[float]] = {}
+def cost_of(plan: Plan, out: Path, limit: int | None) -> cost.Estimate | None:
+    """What is missing costs, by the trials in the results folder and the bench's records."""
+    finished = []
     for path in sorted(plan.root.iterdir()) if plan.root.is_dir() else ():
         folder = TrialFolder(plan.root, path.name)
         with contextlib.suppress(UserError):  # of another version: says nothing about this one
-            state = plan.states.get(folder.id) or folder.state()
-            if state.status == "done" and state.outcome != "diverged":
-                paces.setdefault(_kind(folder.config()), []).append(state.seconds / max(state.epochs, 1))
-    rate = math.nan
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        rate = float(json.loads((out / "bench.json").read_text())["images_per_second"])
-    total = 0.0
-    for trial in plan.where("new", "interrupted", "running"):
-        epochs = max(0, trial.config.optim.epochs - plan.states[trial.id].epoch)
-        pace = paces.get(_kind(trial.config))
-        images = trial.config.data.train_images or math.nan
-        total += max(epochs, 1) * sum(pace) / len(pace) if pace else epochs * images / rate
-    return total if math.isfinite(total) else None
+            finished.append((folder.config(), plan.states.get(folder.id) or folder.state()))
+    missing = [
+        (trial.config, max(0, trial.config.optim.epochs - plan.states[trial.id].epoch))
+        for trial in plan.where("new", "interrupted", "running")
+    ]
+    found = local_resources()
+    machine = cost.Machine(found.cpus, found.gpus, limit)
+    return cost.estimate(missing, finished, machine, cost.read_records(out))
 
 
-def _kind(config: Config) -> str:
-    """What an epoch's time depends on most; evaluation alone is a kind of its own."""
-    return f"{config.data} {config.encoder} {config.optim.batch_size} {config.optim.epochs > 0}"
-
-
-def duration(seconds: float | None) -> str:
+def duration(seconds: float) -> str:
     """Seconds for people.
 
-    >>> duration(42), duration(100), duration(5000), duration(None)
-    ('42 s', '1 min 40 s', '1 h 23 min', 'unknown')
+    >>> duration(42), duration(100), duration(5000), duration(200_000)
+    ('42 s', '1 min 40 s', '1 h 23 min', '2 d 7 h')
     """
-    if seconds is None or not math.isfinite(seconds):
-        return "unknown"
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
+    if whole < 2 * 86400:
+        return f"{whole // 3600} h {whole % 3600 // 60} min"
+    return f"{whole // 86400} d {whole % 86400 // 3600} h"
 
 
 # ---------------------------------------------------------------- what people see
@@ -532,7 +522,7 @@ def command(args: argparse.Namespace, words: Sequence[str]) -> int:
         if args.json:
             print(json.dumps(plan.rows()))
         else:
-            show_plan(plan, out, console)
+            show_plan(plan, out, console, 1 if args.serial else args.max_concurrent)
         return 0
     out.mkdir(parents=True, exist_ok=True)
     uri = args.tracking_uri or f"sqlite:///{out / 'mlflow.db'}"
@@ -628,14 +618,26 @@ def _prepare(trials: Sequence[ablation.Trial], plan: Plan) -> None:
             folder.update(status="interrupted", error=None)
 
 
-def show_plan(plan: Plan, out: Path, console: Console) -> None:
+def cost_line(found: cost.Estimate | None) -> str:
+    """The cost of what is missing, for people.
+
+    >>> cost_line(cost.Estimate(1800.0, 1.99, 0.0, "by results/bench.json"))
+    'cost of what is missing: 30 min 0 s here, 1.99 core-hours (by results/bench.json)'
+    """
+    if found is None:
+        return "cost of what is missing: unknown (run python -m lmim.bench, or one trial, to know)"
+    spent = [(found.core_hours, "core"), (found.gpu_hours, "GPU")]
+    hours = [f", {hours:,.{2 if hours < 10 else 0}f} {device}-hours" for hours, device in spent if hours]
+    basis = f" ({found.basis})" if found.basis else ""
+    return f"cost of what is missing: {duration(found.wall_seconds)} here{''.join(hours)}{basis}"
+
+
+def show_plan(plan: Plan, out: Path, console: Console, limit: int | None = None) -> None:
     """What --dry-run prints."""
     sweep = plan.sweep
     console.print(f"{sweep.name} at scale {sweep.scale}: {sweep.question}", highlight=False)
     console.print(trial_table(plan))
-    left = seconds_left(plan, out)
-    note = "" if left is not None else " (run python -m lmim.bench, or one trial, to know)"
-    console.print(f"{summary(plan)}; cost of what is missing: {duration(left)}{note}", highlight=False)
+    console.print(f"{summary(plan)}; {cost_line(cost_of(plan, out, limit))}", highlight=False, soft_wrap=True)
     for claim in sweep.claims:
         console.print(f"claim: {claim.text}", markup=False, highlight=False)
 

@@ -1,0 +1,365 @@
+"""What this machine does: the trainer's speed, how many trials fit, and what a sweep adds to its trials.
+
+    python -m lmim.bench
+
+Prints one JSON object and writes it to OUT/bench.json, from which `lmim.sweep --dry-run` knows what a sweep
+costs here. The images are noise, so that no dataset is needed; reading and decoding files is not measured.
+"""
+
+import argparse
+import contextlib
+import importlib.util
+import json
+import math
+import multiprocessing
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
+from pathlib import Path
+from threading import Barrier
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from rich.console import Console
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from lmim import ablation, cost
+from lmim.config import Config, UserError, merge
+from lmim.data import Dataset, open_dataset
+from lmim.evaluate import evaluate
+from lmim.sweep import local_resources
+from lmim.train import Run, batches
+from lmim.trial import TrialFolder, code_version, write_atomic
+
+Json = dict[str, Any]
+Hows = Sequence[tuple[str, bool]]
+"""Pairs of precision and whether the step is compiled."""
+
+SWEEP = Path(__file__).parent.parent / "ablations" / "loss.yaml"
+ARM = "patch_discrimination"
+SHORT = ("data.train_images=5000", "optim.epochs=3", "run.device=cpu")
+"""Trials of a quarter of a minute."""
+MIB = 2**20
+
+
+def config_of(scale: str, device: str, precision: str | None = None, compiled: bool = False) -> Config:
+    """The method's own arm at a scale, on this device; in the scale's precision unless one is named."""
+    (trial,) = ablation.load(SWEEP, scale, seeds=[0], only=[ARM]).trials
+    change: Json = {"run.device": device, "run.compile": compiled}
+    change |= {"optim.precision": precision} if precision else {}
+    return Config.model_validate(merge(trial.config.model_dump(), change))
+
+
+# ------------------------------------------------------------------------------------- what is timed
+
+
+class Noise:
+    """A split of random images that lie on the device: a few, over and over."""
+
+    def __init__(self, images: UInt8[Tensor, "k c s s"], count: int) -> None:
+        self.images, self.labels = images, torch.arange(count) % 10
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, indices: Int[Tensor, " b"]) -> tuple[UInt8[Tensor, "b c s s"], Float[Tensor, " b"]]:
+        """Images, all of them square."""
+        return self.images[indices % len(self.images)], torch.ones(len(indices))
+
+
+def noise(config: Config, size: cost.Size) -> Dataset:
+    """A dataset of this size, and of the shape of the config's."""
+    shape = (512, size.channels, config.data.image_size, config.data.image_size)
+    images = torch.randint(0, 256, shape, dtype=torch.uint8).to(config.run.device)
+    middle = (0.5,) * size.channels
+    splits = Noise(images, size.train), Noise(images, size.test)
+    return Dataset("noise", "bench", size.channels, 10, middle, middle, config.data.flip, *splits)
+
+
+class Steps:
+    """A run of the trainer, fed and timed."""
+
+    def __init__(self, config: Config) -> None:
+        self.device = torch.device(config.run.device)
+        if self.device.type == "cpu":
+            torch.set_num_threads(config.run.threads)
+        self.run = Run(config, noise(config, cost.size_of(config)), self.device)
+        self.feed = batches(self.run.dataset.train, config, 0, self.run.steps)
+        self.images = config.optim.batch_size * config.optim.accumulate
+
+    def seconds(self, steps: int = 1) -> float:
+        """How long so many more steps take, on the device too."""
+        begun = self._clock()
+        for _ in range(steps):
+            self.run.step(next(self.feed))
+        return self._clock() - begun
+
+    def within(self, seconds: float) -> int:
+        """How many steps such a time is good for."""
+        return max(1, round(seconds / self.seconds()))
+
+    def _clock(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.monotonic()
+
+
+# ------------------------------------------------------------------------------------------ the parts
+
+
+def training(scale: str, device: str, hows: Hows, repeats: int, seconds: float) -> list[Json]:
+    """Images a second for each way to run the step, measured in turns because machines are noisy."""
+    entries: list[Json] = []
+    runs: list[tuple[Json, Steps, list[float]]] = []
+    for precision, compiled in hows:
+        config = config_of(scale, device, precision, compiled)
+        entry: Json = {"scale": scale, "device": device, "precision": precision, "compile": compiled}
+        entry |= {"images_per_second": None, "formula_flops_per_image": cost.step_flops(config)}
+        entries.append(entry)
+        steps = Steps(config)
+        try:
+            if compiled:
+                entry["first_step_seconds"] = steps.seconds()
+            else:
+                with FlopCounterMode(display=False) as counter:
+                    steps.seconds()
+                entry["counted_flops_per_image"] = counter.get_total_flops() / steps.images
+        except RuntimeError as error:  # no compiler, or no memory
+            entry["unavailable"] = type(getattr(error, "inner_exception", error)).__name__
+            continue
+        steps.seconds(3)
+        runs.append((entry, steps, []))
+    for _ in range(repeats):
+        for _, steps, rates in runs:
+            count = steps.within(seconds)
+            rates.append(count * steps.images / steps.seconds(count))
+    for entry, _, rates in runs:
+        entry["images_per_second"] = spread(rates)
+        entry["flops_per_second"] = statistics.median(rates) * entry["formula_flops_per_image"]
+    return entries
+
+
+def spread(values: Sequence[float]) -> Json:
+    """Median and range.
+
+    >>> spread([3.0, 1.0, 2.0])
+    {'median': 2.0, 'min': 1.0, 'max': 3.0}
+    """
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def at_once(scale: str, device: str, processes: int, seconds: float, judged: int) -> Json:
+    """Speed and memory of so many trials at the same time; of one alone also the evaluation's time."""
+    entry: Json = {"scale": scale, "device": device, "processes": processes}
+    context = multiprocessing.get_context("spawn")
+    with context.Manager() as manager, ProcessPoolExecutor(processes, context) as pool:
+        work = partial(
+            _trial, config_of(scale, device), seconds, judged, manager.Barrier(processes, timeout=300)
+        )
+        try:
+            found = list(pool.map(work, range(processes)))
+        except (RuntimeError, BrokenProcessPool) as error:  # more than the memory holds
+            return entry | {"images_per_second_each": None, "unavailable": type(error).__name__}
+    rates = [one.pop("images_per_second") for one in found]
+    entry |= {"images_per_second_each": statistics.mean(rates), "images_per_second_sum": sum(rates)}
+    return entry | {key: max(one[key] for one in found) for key in found[0]}
+
+
+def _trial(config: Config, seconds: float, judged: int, ready: Barrier, number: int) -> Json:
+    """One of these processes."""
+    try:
+        steps = Steps(config)
+        steps.seconds(4)
+        chunk = steps.within(0.3)
+        ready.wait()
+    except RuntimeError:
+        ready.abort()
+        raise
+    done, begun = 0, time.monotonic()
+    while time.monotonic() - begun < seconds:
+        steps.seconds(chunk)
+        done += chunk
+    found: Json = {"images_per_second": done * steps.images / (time.monotonic() - begun)}
+    if steps.device.type == "cuda":
+        with contextlib.suppress(ImportError, RuntimeError):
+            found["gpu_percent"] = torch.cuda.utilization()
+        found["gpu_peak_mib"] = torch.cuda.max_memory_allocated() / MIB
+    if ready.parties == 1:
+        size = cost.size_of(config)
+        size = size._replace(train=min(size.train, judged), test=min(size.test, judged))
+        begun = time.monotonic()
+        evaluate(
+            steps.run.objective.features, noise(config, size), config.data.image_size, device=steps.device
+        )
+        spent = time.monotonic() - begun
+        found |= {"evaluation_seconds": spent, "evaluation_images": size.train + size.test}
+        found["evaluation_flops_per_second"] = cost.evaluation_flops(config, size) / spent
+        found |= {"precision": config.optim.precision, "compile": False}
+        found["formula_flops_per_image"] = cost.step_flops(config)
+    return found | {"peak_rss_mib": _peak_rss_mib()}
+
+
+def _peak_rss_mib() -> float | None:
+    """Of this process alone; getrusage would count the parent's memory at the fork too."""
+    with contextlib.suppress(OSError):
+        found = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())
+        return int(found[1]) / 1024 if found else None
+    return None
+
+
+def sweep(workers: int, per_worker: int = 3, settings: Sequence[str] = SHORT) -> Json:
+    """What the command adds to its trials: a small real sweep on Ray, as its user sees it."""
+    seeds = ",".join(str(seed) for seed in range(workers * per_worker))
+    open_dataset(config_of("demo", "cpu").data)  # drawn once in a machine's life
+    with tempfile.TemporaryDirectory(prefix="lmim-bench-") as folder:
+        words = [str(SWEEP), "--scale", "demo", "--only", ARM, "--seeds", seeds, "--out", folder]
+        words += ["--max-concurrent", str(workers)]
+        words += [word for setting in settings for word in ("--set", setting)]
+        begun = time.time()
+        seconds, again = _command(words), _command(words)
+        root = Path(folder) / "trials"
+        states = [TrialFolder(root, path.name).state() for path in root.iterdir()]
+    spent = sum(state.seconds for state in states)
+    starts = sorted(state.started or math.nan for state in states)
+    ends = sorted(state.finished or math.nan for state in states)
+    return {
+        "trials": len(states),
+        "workers": workers,
+        "trial_seconds_mean": spent / len(states),
+        "command_seconds": seconds,
+        "efficiency": spent / (workers * seconds),
+        "seconds_before_first_trial": starts[0] - begun,
+        "seconds_after_last_trial": begun + seconds - ends[-1],
+        "efficiency_while_trials_run": spent / (workers * (ends[-1] - starts[0])),
+        "gap_between_trials_seconds": spread(gaps(starts, ends, workers)),
+        "command_seconds_nothing_missing": again,
+    }
+
+
+def gaps(starts: Sequence[float], ends: Sequence[float], workers: int) -> list[float]:
+    """How long a free slot waits for its next trial: start number `workers` + i follows end number i.
+
+    >>> gaps([0, 0, 6, 9], [5, 8, 11, 15], workers=2)
+    [1, 1]
+    """
+    return [start - end for start, end in zip(starts[workers:], ends, strict=False)]
+
+
+def _command(words: Sequence[str]) -> float:
+    """Seconds that the sweep command takes."""
+    environment = os.environ | {"PYTHONPATH": str(SWEEP.parent.parent)}
+    begun = time.time()
+    command = [sys.executable, "-m", "lmim.sweep", *words]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if done.returncode:
+        raise UserError(f"lmim.sweep exited with {done.returncode}: {done.stdout[-999:]}{done.stderr[-999:]}")
+    return time.time() - begun
+
+
+def machine() -> Json:
+    """What these figures are of."""
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+        name = found[1] if found else name
+    gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    cores = round(local_resources().cpus)
+    return {
+        "name": f"{cores} cores of {name}" + (f", {len(gpus)} x {gpus[0].name}" if gpus else ""),
+        "cpu": name,
+        "cores": cores,
+        "gpu": gpus[0].name if gpus else None,
+        "gpu_memory_mib": gpus[0].total_memory / MIB if gpus else None,
+        "load_average": os.getloadavg(),
+    }
+
+
+# ------------------------------------------------------------------------------------------- command
+
+
+def measure(quick: bool, skip: Sequence[str], console: Console) -> Json:
+    """All of it."""
+    repeats, seconds, judged = (2, 0.2, 1000) if quick else (7, 0.7, 10**9)
+    record: Json = {
+        "format": cost.FORMAT,
+        "quick": quick,
+        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "commit": code_version(),
+        "torch": torch.__version__,
+        "machine": machine(),
+        "training": [],
+        "at_once": [],
+        "sweep": None,
+    }
+    hows = [("float32", False), ("bfloat16", False)]
+    if "compile" not in skip:
+        hows += [(precision, True) for precision, _ in hows]
+    cores = record["machine"]["cores"]
+
+    def note(what: str) -> None:
+        console.print(f"{time.strftime('%H:%M:%S')} {what}", highlight=False)
+
+    with console.status("measuring"):
+        note("training steps of the demo scale")
+        record["training"] += training("demo", "cpu", hows, repeats, seconds)
+        for processes in sorted({1, 2 if quick else cores}):
+            note(f"{processes} trials of the demo scale at once")
+            record["at_once"].append(at_once("demo", "cpu", processes, 5 * seconds, judged))
+        if torch.cuda.is_available():
+            note("training steps of the gpu and the paper scale")
+            record["training"] += training("gpu", "cuda", hows, repeats, seconds)
+            paper = [how for how in hows if how[0] == "bfloat16"]
+            record["training"] += training("paper", "cuda", paper, 2, 3 * seconds)
+            for scale, processes in [("paper", 1), *(("gpu", count) for count in (1, 2, 4, 8))]:
+                note(f"{processes} trials of the {scale} scale on one GPU")
+                record["at_once"].append(at_once(scale, "cuda", processes, 5 * seconds, min(judged, 20_000)))
+        if "sweep" not in skip and importlib.util.find_spec("ray"):
+            note("a small sweep on Ray, twice")
+            record["sweep"] = sweep(cores)
+    return record
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`python -m lmim.bench`: measure, print, write."""
+    parser = argparse.ArgumentParser(prog="python -m lmim.bench", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("results"), help="default: results")
+    parser.add_argument("--quick", action="store_true", help="a first look, without compiling and sweeping")
+    parser.add_argument("--skip", action="append", default=[], choices=("compile", "sweep"))
+    arguments = parser.parse_args(argv)
+    skip = [*arguments.skip, *(("compile", "sweep") if arguments.quick else ())]
+    with tempfile.TemporaryDirectory(prefix="lmim-bench-") as cache:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache  # what an earlier run compiled would flatter this one
+        record = measure(arguments.quick, skip, Console(stderr=True))
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(rounded(record), indent=2) + "\n"
+    write_atomic(arguments.out / "bench.json", text)
+    print(text, end="")
+    return 0
+
+
+def rounded(value: Any) -> Any:
+    """Four digits of every number are more than the noise leaves true.
+
+    >>> rounded({"a": [1.23456, 1234567.8], "b": 2, "c": None})
+    {'a': [1.235, 1235000.0], 'b': 2, 'c': None}
+    """
+    if isinstance(value, dict):
+        return {key: rounded(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(one) for one in value]
+    return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,110 @@
+"""The bench, run for real but short; what it writes is what the estimates read."""
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+from lmim import bench, cost
+from lmim.trial import TrialFolder
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a quick run."""
+    out = tmp_path_factory.mktemp("quick") / "results"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: False)
+        assert bench.main(["--quick", "--out", str(out)]) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def record(quick: Path) -> dict[str, Any]:
+    """What it wrote."""
+    read: dict[str, Any] = json.loads((quick / "bench.json").read_text())
+    return read
+
+
+def test_speeds_are_those_of_real_steps(record: dict[str, Any]) -> None:
+    """Otherwise the figures are of something else than the trainer, or of nothing."""
+    assert [(one["precision"], one["compile"]) for one in record["training"]] == [
+        ("float32", False),
+        ("bfloat16", False),
+    ]
+    for entry in record["training"]:
+        speed = entry["images_per_second"]
+        assert 0 < speed["min"] <= speed["median"] <= speed["max"]
+        assert entry["formula_flops_per_image"] == pytest.approx(entry["counted_flops_per_image"], rel=0.05)
+
+
+def test_trials_at_once_are_added_up(record: dict[str, Any]) -> None:
+    """Otherwise one cannot tell how many trials at once pay off, or what memory they need."""
+    one, two = record["at_once"]
+    assert (one["processes"], two["processes"]) == (1, 2)
+    assert two["images_per_second_sum"] == pytest.approx(2 * two["images_per_second_each"], rel=0.01)
+    assert one["evaluation_images"] == 2000
+    assert 100 < two["peak_rss_mib"] < 4000
+
+
+def test_a_dry_run_reads_what_the_bench_wrote(quick: Path) -> None:
+    """Otherwise the bench was run for nothing: the estimate stands on another machine's record."""
+    (name, record), *_ = cost.read_records(quick)
+    assert name == "results/bench.json"
+    config = bench.config_of("demo", "cpu")
+    found = cost.estimate([(config, 10)], [], cost.Machine(1, 0), [(name, record)])
+    assert found is not None
+    speed = record["training"][0]["images_per_second"]["median"]
+    assert found.wall_seconds == pytest.approx(10 * 156 * 128 / speed, rel=0.5)
+
+
+def test_without_a_compiler_there_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise the bench ends in a traceback on a machine that has no C++ compiler."""
+
+    def compile_fails(function: Any) -> Any:
+        def forward(*_: Any) -> None:
+            raise RuntimeError("no working compiler found")
+
+        return forward
+
+    monkeypatch.setattr(torch, "compile", compile_fails)
+    (entry,) = bench.training("demo", "cpu", [("float32", True)], 1, 0.1)
+    assert entry["images_per_second"] is None
+    assert entry["unavailable"] == "RuntimeError"
+
+
+def test_a_sweep_is_timed_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise the efficiency is not that of the command which users wait for."""
+    ran: list[list[str]] = []
+
+    def command(words: list[str]) -> float:
+        """In place of the command: two slots, four trials of ten seconds, two in between."""
+        root = Path(words[words.index("--out") + 1]) / "trials"
+        for number, start in enumerate((100, 100, 112, 112) if not ran else ()):
+            times = {"started": start, "finished": start + 10, "seconds": 10}
+            TrialFolder(root, str(number)).update(status="done", **times)
+        ran.append(words)
+        return 25.0
+
+    monkeypatch.setattr(bench, "_command", command)
+    monkeypatch.setattr(bench, "open_dataset", lambda data: None)
+    found = bench.sweep(workers=2, per_worker=2)
+    assert ran[0] == ran[1]
+    assert "0,1,2,3" in ran[0]
+    assert found["efficiency"] == pytest.approx(40 / (2 * 25))
+    assert found["efficiency_while_trials_run"] == pytest.approx(40 / (2 * 22))
+    assert found["gap_between_trials_seconds"]["median"] == 2
+
+
+def test_a_machine_without_ray_is_measured_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise a GPU machine that only trains cannot be measured."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for part in ("training", "at_once"):
+        monkeypatch.setattr(bench, part, lambda *_: [])
+    monkeypatch.setattr(bench, "sweep", lambda *_: pytest.fail("Ray is not there"))
+    assert bench.measure(quick=True, skip=["compile"], console=Console(quiet=True))["sweep"] is None
