@@ -334,16 +334,32 @@ def train(
             status="running",
             error=None,
             started=state.started or time.time(),
-            commit=code_version(),
             device=torch.cuda.get_device_name() if device.type == "cuda" else platform.machine(),
             host=platform.node(),
             pid=os.getpid(),
             epochs=config.optim.epochs,
         )
         run = Run(config, open_dataset(config.data), device)
-        folder.rewind(run.progress.step if run.restore(folder.checkpoint) else -1)
-        folder.update(steps=run.steps, dataset_version=run.dataset.version)
+        resumed = run.restore(folder.checkpoint)
+        folder.rewind(run.progress.step if resumed else -1)
+        before = state if resumed else State()
+        folder.update(
+            steps=run.steps,
+            commit=_versions(before.commit, code_version()),
+            dataset_version=_versions(before.dataset_version, run.dataset.version),
+        )
         return _loop(run, folder, report, stop, begun)
+
+
+def _versions(earlier: str | None, now: str) -> str:
+    """What a trial ran on: a report must see that the code or the data changed on its way.
+
+    >>> _versions(None, "a"), _versions("a", "a"), _versions("a", "b"), _versions("a, then b", "b")
+    ('a', 'a', 'a, then b', 'a, then b')
+    """
+    if earlier and earlier.split(", then ")[-1] == now:
+        return earlier
+    return ", then ".join(filter(None, [earlier, now]))
 
 
 def _loop(run: Run, folder: TrialFolder, report: Report, stop: Callable[[], bool], begun: float) -> State:

@@ -92,6 +92,17 @@ def test_a_stopped_run_says_so_and_goes_on(tmp_path: Path) -> None:
     assert train(config, folder).status == "done"
 
 
+def test_a_trial_continued_by_other_code_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise the second half's commit would vouch for the first, and the table would mix two programs."""
+    config = tiny()
+    folder = TrialFolder(tmp_path, config.identity)
+    monkeypatch.setattr("lmim.train.code_version", lambda: "aaa")
+    assert train(config, folder, stop=lambda: True).commit == "aaa"
+    assert train(config, folder, stop=lambda: True).commit == "aaa"
+    monkeypatch.setattr("lmim.train.code_version", lambda: "bbb")
+    assert train(config, folder).commit == "aaa, then bbb"
+
+
 @pytest.mark.parametrize("left", [0, 1000, -1], ids=["empty", "cut short", "other bytes"])
 def test_a_damaged_checkpoint_is_set_aside(tmp_path: Path, left: int) -> None:
     """A disk that lost the checkpoint's end must cost the trial's time, not block the sweep for ever."""
