@@ -23,9 +23,8 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from functools import partial
 from pathlib import Path
-from threading import Barrier
+from threading import Barrier, BrokenBarrierError
 from typing import Any
 
 import torch
@@ -118,27 +117,40 @@ class Steps:
 # ------------------------------------------------------------------------------------------ the parts
 
 
+def head(scale: str, config: Config) -> Json:
+    """What an entry of the record is about."""
+    return {
+        "scale": scale,
+        "device": config.run.device,
+        "precision": config.optim.precision,
+        "compile": config.run.compile,
+        "formula_flops_per_image": cost.step_flops(config),
+        "images_per_second": None,
+    }
+
+
 def training(scale: str, device: str, hows: Hows, repeats: int, seconds: float) -> list[Json]:
     """Images a second for each way to run the step, measured in turns because machines are noisy."""
     entries: list[Json] = []
     runs: list[tuple[Json, Steps, list[float]]] = []
     for precision, compiled in hows:
+        say(f"training steps, {scale} scale, {precision}{', compiled' if compiled else ''}")
         config = config_of(scale, device, precision, compiled)
-        entry: Json = {"scale": scale, "device": device, "precision": precision, "compile": compiled}
-        entry |= {"images_per_second": None, "formula_flops_per_image": cost.step_flops(config)}
-        entries.append(entry)
-        steps = Steps(config)
+        entries.append(entry := head(scale, config))
         try:
+            steps = Steps(config)
             if compiled:
                 entry["first_step_seconds"] = steps.seconds()
             else:
                 with FlopCounterMode(display=False) as counter:
                     steps.seconds()
                 entry["counted_flops_per_image"] = counter.get_total_flops() / steps.images
-        except RuntimeError as error:  # no compiler, or no memory
+            steps.seconds(3)
+        except RuntimeError as error:
+            if not compiled and not isinstance(error, torch.OutOfMemoryError):
+                raise
             entry["unavailable"] = type(getattr(error, "inner_exception", error)).__name__
             continue
-        steps.seconds(3)
         runs.append((entry, steps, []))
     for _ in range(repeats):
         for _, steps, rates in runs:
@@ -161,22 +173,25 @@ def spread(values: Sequence[float]) -> Json:
 
 def at_once(scale: str, device: str, processes: int, seconds: float, judged: int) -> Json:
     """Speed and memory of so many trials at the same time; of one alone also the evaluation's time."""
-    entry: Json = {"scale": scale, "device": device, "processes": processes}
+    say(f"{processes} at once, {scale} scale, {device}")
+    config = config_of(scale, device)
+    entry = head(scale, config) | {"processes": processes}
     context = multiprocessing.get_context("spawn")
     with context.Manager() as manager, ProcessPoolExecutor(processes, context) as pool:
-        work = partial(
-            _trial, config_of(scale, device), seconds, judged, manager.Barrier(processes, timeout=300)
-        )
-        try:
-            found = list(pool.map(work, range(processes)))
-        except (RuntimeError, BrokenProcessPool) as error:  # more than the memory holds
-            return entry | {"images_per_second_each": None, "unavailable": type(error).__name__}
-    rates = [one.pop("images_per_second") for one in found]
-    entry |= {"images_per_second_each": statistics.mean(rates), "images_per_second_sum": sum(rates)}
-    return entry | {key: max(one[key] for one in found) for key in found[0]}
+        ready = manager.Barrier(processes, timeout=300)
+        work = [pool.submit(_trial, config, seconds, judged, ready) for _ in range(processes)]
+    for error in filter(None, [one.exception() for one in work]):
+        if isinstance(error, torch.OutOfMemoryError | BrokenProcessPool):  # more than fit
+            return entry | {"unavailable": type(error).__name__}
+        if not isinstance(error, BrokenBarrierError):  # which follows from another's error
+            raise error
+    found = [one.result() for one in work]
+    most = {key: max(one[key] for one in found) for key in found[0]}
+    rates = [one["images_per_second"] for one in found]
+    return entry | most | {"images_per_second": spread(rates), "images_per_second_sum": sum(rates)}
 
 
-def _trial(config: Config, seconds: float, judged: int, ready: Barrier, number: int) -> Json:
+def _trial(config: Config, seconds: float, judged: int, ready: Barrier) -> Json:
     """One of these processes."""
     try:
         steps = Steps(config)
@@ -194,20 +209,25 @@ def _trial(config: Config, seconds: float, judged: int, ready: Barrier, number: 
     if steps.device.type == "cuda":
         with contextlib.suppress(ImportError, RuntimeError):
             found["gpu_percent"] = torch.cuda.utilization()
-        found["gpu_peak_mib"] = torch.cuda.max_memory_allocated() / MIB
+        found["peak_gpu_mib"] = torch.cuda.max_memory_allocated() / MIB
     if ready.parties == 1:
-        size = cost.size_of(config)
-        size = size._replace(train=min(size.train, judged), test=min(size.test, judged))
-        begun = time.monotonic()
-        evaluate(
-            steps.run.objective.features, noise(config, size), config.data.image_size, device=steps.device
-        )
-        spent = time.monotonic() - begun
-        found |= {"evaluation_seconds": spent, "evaluation_images": size.train + size.test}
-        found["evaluation_flops_per_second"] = cost.evaluation_flops(config, size) / spent
-        found |= {"precision": config.optim.precision, "compile": False}
-        found["formula_flops_per_image"] = cost.step_flops(config)
+        found |= evaluation(config, steps, judged)
     return found | {"peak_rss_mib": _peak_rss_mib()}
+
+
+def evaluation(config: Config, steps: Steps, most: int) -> Json:
+    """What judging the encoder takes, on so many images of each split at most."""
+    size = cost.size_of(config)
+    size = size._replace(train=min(size.train, most), test=min(size.test, most))
+    dataset, encode = noise(config, size), steps.run.objective.features
+    begun = time.monotonic()
+    evaluate(encode, dataset, config.data.image_size, device=steps.device)
+    spent = time.monotonic() - begun
+    return {
+        "evaluation_images": size.train + size.test,
+        "evaluation_seconds": spent,
+        "evaluation_flops_per_second": cost.evaluation_flops(config, size) / spent,
+    }
 
 
 def _peak_rss_mib() -> float | None:
@@ -220,6 +240,7 @@ def _peak_rss_mib() -> float | None:
 
 def sweep(workers: int, per_worker: int = 3, settings: Sequence[str] = SHORT) -> Json:
     """What the command adds to its trials: a small real sweep on Ray, as its user sees it."""
+    say("a small sweep on Ray, and once more with nothing missing")
     seeds = ",".join(str(seed) for seed in range(workers * per_worker))
     open_dataset(config_of("demo", "cpu").data)  # drawn once in a machine's life
     with tempfile.TemporaryDirectory(prefix="lmim-bench-") as folder:
@@ -288,45 +309,36 @@ def machine() -> Json:
 # ------------------------------------------------------------------------------------------- command
 
 
-def measure(quick: bool, skip: Sequence[str], console: Console) -> Json:
+def say(what: str) -> None:
+    """Progress, on stderr."""
+    Console(stderr=True).print(f"{time.strftime('%H:%M:%S')} {what}", highlight=False)
+
+
+def measure(quick: bool, skip: Sequence[str]) -> Json:
     """All of it."""
-    repeats, seconds, judged = (2, 0.2, 1000) if quick else (7, 0.7, 10**9)
+    repeats, seconds, judged = (2, 0.2, 1000) if quick else (7, 0.7, 20_000)
+    about = machine()
     record: Json = {
         "format": cost.FORMAT,
         "quick": quick,
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "commit": code_version(),
         "torch": torch.__version__,
-        "machine": machine(),
-        "training": [],
-        "at_once": [],
-        "sweep": None,
+        "machine": about,
     }
     hows = [("float32", False), ("bfloat16", False)]
     if "compile" not in skip:
         hows += [(precision, True) for precision, _ in hows]
-    cores = record["machine"]["cores"]
-
-    def note(what: str) -> None:
-        console.print(f"{time.strftime('%H:%M:%S')} {what}", highlight=False)
-
-    with console.status("measuring"):
-        note("training steps of the demo scale")
-        record["training"] += training("demo", "cpu", hows, repeats, seconds)
-        for processes in sorted({1, 2 if quick else cores}):
-            note(f"{processes} trials of the demo scale at once")
-            record["at_once"].append(at_once("demo", "cpu", processes, 5 * seconds, judged))
-        if torch.cuda.is_available():
-            note("training steps of the gpu and the paper scale")
-            record["training"] += training("gpu", "cuda", hows, repeats, seconds)
-            paper = [how for how in hows if how[0] == "bfloat16"]
-            record["training"] += training("paper", "cuda", paper, 2, 3 * seconds)
-            for scale, processes in [("paper", 1), *(("gpu", count) for count in (1, 2, 4, 8))]:
-                note(f"{processes} trials of the {scale} scale on one GPU")
-                record["at_once"].append(at_once(scale, "cuda", processes, 5 * seconds, min(judged, 20_000)))
-        if "sweep" not in skip and importlib.util.find_spec("ray"):
-            note("a small sweep on Ray, twice")
-            record["sweep"] = sweep(cores)
+    crowds = [("demo", "cpu", count) for count in sorted({1, 2 if quick else about["cores"]})]
+    record["training"] = training("demo", "cpu", hows, repeats, seconds)
+    if about["gpu"]:
+        record["training"] += training("gpu", "cuda", hows, repeats, seconds)
+        halves = [how for how in hows if how[0] == "bfloat16"]
+        record["training"] += training("paper", "cuda", halves, 2, 3 * seconds)
+        crowds += [("paper", "cuda", 1), *(("gpu", "cuda", count) for count in (1, 2, 4, 8))]
+    record["at_once"] = [at_once(*crowd, 5 * seconds, judged) for crowd in crowds]
+    ray = "sweep" not in skip and importlib.util.find_spec("ray")
+    record["sweep"] = sweep(about["cores"]) if ray else None
     return record
 
 
@@ -340,7 +352,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     skip = [*arguments.skip, *(("compile", "sweep") if arguments.quick else ())]
     with tempfile.TemporaryDirectory(prefix="lmim-bench-") as cache:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache  # what an earlier run compiled would flatter this one
-        record = measure(arguments.quick, skip, Console(stderr=True))
+        record = measure(arguments.quick, skip)
     arguments.out.mkdir(parents=True, exist_ok=True)
     text = json.dumps(rounded(record), indent=2) + "\n"
     write_atomic(arguments.out / "bench.json", text)

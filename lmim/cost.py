@@ -148,6 +148,7 @@ class Estimate:
     """What is missing costs so much, by that measure."""
 
     wall_seconds: float
+    slots: int
     core_hours: float
     gpu_hours: float
     basis: str
@@ -187,7 +188,7 @@ def estimate(
         slots = max(slots, [0.0] * machine.slots(config), key=len)
     for one in sorted(seconds, reverse=True):  # each trial goes to the slot that is free first
         slots[slots.index(min(slots))] += one
-    return Estimate(max(slots), hours["cpu"], hours["cuda"], "; ".join(bases))
+    return Estimate(max(slots), len(slots), hours["cpu"], hours["cuda"], "; ".join(bases))
 
 
 def kind(config: Config, device: str) -> str:
@@ -236,13 +237,13 @@ def _sharing(record: Mapping[str, Any], device: str, scale: str, trials: float) 
     counts = [
         entry
         for entry in record["at_once"]
-        if entry["device"] == device and entry["scale"] == scale and entry["images_per_second_each"]
+        if entry["device"] == device and entry["scale"] == scale and entry["images_per_second"]
     ]
     if not counts:
         return 1.0 if device == "cpu" else 1 / max(trials, 1)
     alone = min(counts, key=lambda entry: entry["processes"])
     shared = min(counts, key=lambda entry: abs(entry["processes"] - trials))
-    kept: float = shared["images_per_second_each"] / alone["images_per_second_each"]
+    kept: float = shared["images_per_second"]["median"] / alone["images_per_second"]["median"]
     return min(1.0, kept)
 
 
@@ -255,8 +256,10 @@ def read_records(out: Path) -> list[tuple[str, Mapping[str, Any]]]:
         except (OSError, ValueError):
             continue
         if isinstance(record, dict) and record.get("format") == FORMAT:
-            own = "" if file.parent == out else f", another machine: {record['machine']['name']}"
-            records.append((f"{file.parent.name}/{file.name}{own}", record))
+            name = f"{out.name}/{file.name}"
+            if file.parent == SHIPPED:
+                name = f"{file.name} of another machine, {record['machine']['name']}"
+            records.append((name, record))
     return records
 
 

@@ -621,15 +621,16 @@ def _prepare(trials: Sequence[ablation.Trial], plan: Plan) -> None:
 def cost_line(found: cost.Estimate | None) -> str:
     """The cost of what is missing, for people.
 
-    >>> cost_line(cost.Estimate(1800.0, 1.99, 0.0, "by results/bench.json"))
-    'cost of what is missing: 30 min 0 s here, 1.99 core-hours (by results/bench.json)'
+    >>> cost_line(cost.Estimate(1800.0, 4, 1.99, 0.0, "by results/bench.json"))
+    'cost of what is missing: 30 min 0 s, 4 at a time, 1.99 core-hours (by results/bench.json)'
     """
     if found is None:
         return "cost of what is missing: unknown (run python -m lmim.bench, or one trial, to know)"
     spent = [(found.core_hours, "core"), (found.gpu_hours, "GPU")]
     hours = [f", {hours:,.{2 if hours < 10 else 0}f} {device}-hours" for hours, device in spent if hours]
+    wall = f"{duration(found.wall_seconds)}, {found.slots} at a time"
     basis = f" ({found.basis})" if found.basis else ""
-    return f"cost of what is missing: {duration(found.wall_seconds)} here{''.join(hours)}{basis}"
+    return f"cost of what is missing: {wall}{''.join(hours)}{basis}"
 
 
 def show_plan(plan: Plan, out: Path, console: Console, limit: int | None = None) -> None:

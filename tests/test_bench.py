@@ -2,12 +2,13 @@
 
 import importlib.util
 import json
+from concurrent.futures import Future
 from pathlib import Path
+from threading import BrokenBarrierError
 from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
 
 from lmim import bench, cost
 from lmim.trial import TrialFolder
@@ -18,7 +19,7 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a quick run."""
     out = tmp_path_factory.mktemp("quick") / "results"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.cuda, "is_available", lambda: False)
+        patch.setattr(torch.cuda, "device_count", lambda: 0)
         assert bench.main(["--quick", "--out", str(out)]) == 0
     return out
 
@@ -46,7 +47,7 @@ def test_trials_at_once_are_added_up(record: dict[str, Any]) -> None:
     """Otherwise one cannot tell how many trials at once pay off, or what memory they need."""
     one, two = record["at_once"]
     assert (one["processes"], two["processes"]) == (1, 2)
-    assert two["images_per_second_sum"] == pytest.approx(2 * two["images_per_second_each"], rel=0.01)
+    assert two["images_per_second_sum"] == pytest.approx(2 * two["images_per_second"]["median"], rel=0.01)
     assert one["evaluation_images"] == 2000
     assert 100 < two["peak_rss_mib"] < 4000
 
@@ -100,11 +101,58 @@ def test_a_sweep_is_timed_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["gap_between_trials_seconds"]["median"] == 2
 
 
-def test_a_machine_without_ray_is_measured_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Otherwise a GPU machine that only trains cannot be measured."""
+def test_a_gpu_machine_without_ray_is_measured_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise a machine that only trains cannot be measured, or its GPU is not."""
+    asked: list[tuple[Any, ...]] = []
+
+    def part(*words: Any) -> list[Any]:
+        asked.append(words[:3])
+        return []
+
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    for part in ("training", "at_once"):
-        monkeypatch.setattr(bench, part, lambda *_: [])
+    monkeypatch.setattr(bench, "machine", lambda: {"gpu": "one", "cores": 8})
+    monkeypatch.setattr(bench, "training", part)
+    monkeypatch.setattr(bench, "at_once", part)
     monkeypatch.setattr(bench, "sweep", lambda *_: pytest.fail("Ray is not there"))
-    assert bench.measure(quick=True, skip=["compile"], console=Console(quiet=True))["sweep"] is None
+    assert bench.measure(quick=False, skip=[])["sweep"] is None
+    assert ("demo", "cpu", 8) in asked
+    assert ("gpu", "cuda", 4) in asked
+    assert ("paper", "cuda", [("bfloat16", False), ("bfloat16", True)]) in asked
+
+
+@pytest.mark.parametrize(("scale", "side"), [("gpu", 64), ("paper", 224)])
+def test_noise_has_the_shape_of_each_scale(scale: str, side: int) -> None:
+    """Otherwise the GPU's part of the bench, which few machines run, measures another model or fails."""
+    config = bench.config_of(scale, "cpu")
+    data = bench.noise(config, cost.size_of(config))
+    images, aspect = data.train.read(torch.tensor([0, len(data.train) - 1]))
+    assert images.shape == (2, data.channels, side, side)
+    assert aspect.tolist() == [1, 1]
+    assert len(data.train) == len(data.train.labels) == cost.SIZES[config.data.name].train
+
+
+def test_more_trials_than_fit_are_told_from_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise the bench dies where the GPU's memory ends, or hides a defect as a full memory."""
+
+    class Pool:
+        """Runs at once, in this process."""
+
+        def __init__(self, *_: Any) -> None: ...
+
+        def __enter__(self) -> "Pool":
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+
+        def submit(self, *_: Any) -> Future[Any]:
+            future: Future[Any] = Future()
+            future.set_exception(errors.pop())
+            return future
+
+    monkeypatch.setattr(bench, "ProcessPoolExecutor", Pool)
+    errors: list[Exception] = [torch.OutOfMemoryError(), BrokenBarrierError()]
+    full = bench.at_once("demo", "cpu", 2, 0.1, 10)
+    assert (full["images_per_second"], full["unavailable"]) == (None, "OutOfMemoryError")
+    errors = [BrokenBarrierError(), RuntimeError("a defect")]
+    with pytest.raises(RuntimeError, match="a defect"):
+        bench.at_once("demo", "cpu", 2, 0.1, 10)

@@ -30,11 +30,11 @@ RECORD = {
     ],
     "at_once": [
         {
-            **{"scale": "demo", "device": "cpu", "processes": 1, "images_per_second_each": 1000.0},
+            **{"scale": "demo", "device": "cpu", "processes": 1, "images_per_second": {"median": 1000.0}},
             **{"evaluation_seconds": 1.0, "evaluation_flops_per_second": 2e9},
             **{"precision": "float32", "compile": False, "formula_flops_per_image": 1e6},
         },
-        {"scale": "demo", "device": "cpu", "processes": 4, "images_per_second_each": 500.0},
+        {"scale": "demo", "device": "cpu", "processes": 4, "images_per_second": {"median": 500.0}},
     ],
 }
 
