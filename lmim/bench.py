@@ -212,7 +212,7 @@ def _trial(config: Config, seconds: float, judged: int, ready: Barrier) -> Json:
         found["peak_gpu_mib"] = torch.cuda.max_memory_allocated() / MIB
     if ready.parties == 1:
         found |= evaluation(config, steps, judged)
-    return found | {"peak_rss_mib": _peak_rss_mib()}
+    return found | _peak_memory()
 
 
 def evaluation(config: Config, steps: Steps, most: int) -> Json:
@@ -230,12 +230,12 @@ def evaluation(config: Config, steps: Steps, most: int) -> Json:
     }
 
 
-def _peak_rss_mib() -> float | None:
-    """Of this process alone; getrusage would count the parent's memory at the fork too."""
+def _peak_memory() -> Json:
+    """Of this process alone, where Linux tells; getrusage would count the parent's at the fork too."""
     with contextlib.suppress(OSError):
-        found = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())
-        return int(found[1]) / 1024 if found else None
-    return None
+        if found := re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text()):
+            return {"peak_rss_mib": int(found[1]) / 1024}
+    return {}
 
 
 def sweep(workers: int, per_worker: int = 3, settings: Sequence[str] = SHORT) -> Json:
@@ -330,13 +330,15 @@ def measure(quick: bool, skip: Sequence[str]) -> Json:
     if "compile" not in skip:
         hows += [(precision, True) for precision, _ in hows]
     crowds = [("demo", "cpu", count) for count in sorted({1, 2 if quick else about["cores"]})]
+    if about["gpu"]:
+        crowds += [("paper", "cuda", 1), *(("gpu", "cuda", count) for count in (1, 2, 4, 8))]
+    # these first: what follows leaves memory taken in this process
+    record["at_once"] = [at_once(*crowd, 5 * seconds, judged) for crowd in crowds]
     record["training"] = training("demo", "cpu", hows, repeats, seconds)
     if about["gpu"]:
         record["training"] += training("gpu", "cuda", hows, repeats, seconds)
         halves = [how for how in hows if how[0] == "bfloat16"]
         record["training"] += training("paper", "cuda", halves, 2, 3 * seconds)
-        crowds += [("paper", "cuda", 1), *(("gpu", "cuda", count) for count in (1, 2, 4, 8))]
-    record["at_once"] = [at_once(*crowd, 5 * seconds, judged) for crowd in crowds]
     ray = "sweep" not in skip and importlib.util.find_spec("ray")
     record["sweep"] = sweep(about["cores"]) if ray else None
     return record

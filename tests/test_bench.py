@@ -40,7 +40,7 @@ def test_speeds_are_those_of_real_steps(record: dict[str, Any]) -> None:
     for entry in record["training"]:
         speed = entry["images_per_second"]
         assert 0 < speed["min"] <= speed["median"] <= speed["max"]
-        assert entry["formula_flops_per_image"] == pytest.approx(entry["counted_flops_per_image"], rel=0.05)
+        assert entry["formula_flops_per_image"] == pytest.approx(entry["counted_flops_per_image"], rel=0.1)
 
 
 def test_trials_at_once_are_added_up(record: dict[str, Any]) -> None:

@@ -65,7 +65,7 @@ def test_the_formula_counts_what_a_step_computes(change: dict[str, Any]) -> None
     with FlopCounterMode(display=False) as counter:
         steps.seconds()
     counted = counter.get_total_flops() / 8
-    assert cost.step_flops(steps.run.config) == pytest.approx(counted, rel=0.05)
+    assert cost.step_flops(steps.run.config) == pytest.approx(counted, rel=0.1)
 
 
 def test_the_sizes_are_the_datasets_own() -> None:
