@@ -20,7 +20,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from analysis import claims, results, table
-from lmim.command import Parser, exit_code
+from lmim.command import Parser, exit_code, out_folder
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -290,11 +290,17 @@ def show(report: Report, console: Console) -> None:
         line = f"{verdict.claim}  {_effect(verdict)}  ({verdict.reason})"
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     missing: dict[str, list[str]] = {}
+    older = [trial for trial in report.excluded if trial.reason == results.OLD_PLAN]
     for trial in report.excluded:
         if trial.reason == results.NO_RUN:
             missing.setdefault(trial.arm, []).append(str(trial.seed))
             continue
+        if trial in older:
+            continue
         line = f"    excluded  {trial.id} {trial.arm} seed {trial.seed}: {trial.reason}"
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    if older:
+        line = f"    left out  {results.count(len(older), 'trial')} of other settings, not in the newest plan"
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     if missing:
         number = results.count(sum(map(len, missing.values())), "trial")
@@ -323,7 +329,7 @@ def _command(arguments: Sequence[str] | None) -> int:
     parser.add_argument("name", help="the sweep's name")
     parser.add_argument("--scale", help="the scale (default: the one that ran last)")
     parser.add_argument(
-        "--out", type=Path, default=Path("results"), help="the results folder (default: results)"
+        "--out", type=out_folder, default=Path("results"), help="the results folder (default: results)"
     )
     parser.add_argument("--tracking-uri", help="MLflow's URI (default: sqlite, mlflow.db in --out)")
     given = parser.parse_args(arguments)

@@ -12,6 +12,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lmim.command import brief
 from lmim.config import UserError
 
 if TYPE_CHECKING:  # importing MLflow takes a second, and only `read` and `curves` need it
@@ -20,6 +21,7 @@ if TYPE_CHECKING:  # importing MLflow takes a second, and only `read` and `curve
 SQLITE = b"SQLite format 3\0"
 """How a database of SQLite begins."""
 NO_RUN = "no run yet"
+OLD_PLAN = "not in the newest plan"
 LARGEST = 1.7e308
 """MLflow stores infinity as the largest double."""
 
@@ -139,7 +141,7 @@ def assemble(plan: Mapping[str, Any], runs: Iterable[Trial]) -> Results:
             for run in found
             if run.status != "done"
         ),
-        *(_excluded(run, "not in the newest plan") for run in newest.values() if run.id not in planned),
+        *(_excluded(run, OLD_PLAN) for run in newest.values() if run.id not in planned),
     ]
 
     reasons: dict[tuple[str, str], list[str]] = {(run.id, run.arm): [] for run in done}
@@ -229,12 +231,13 @@ def read(name: str, scale: str | None, uri: str) -> Results:
     does not answer.
     """
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
 
     try:
         return _read(connect(uri), name, scale)
-    except MlflowException as error:
-        first = str(error).splitlines()[0].replace(uri, redacted(uri))
-        raise UserError(f"{redacted(uri)}: cannot be read ({first}); check --tracking-uri") from error
+    except (MlflowException, SQLAlchemyError) as error:
+        cause = brief(error).replace(uri, redacted(uri))
+        raise UserError(f"{redacted(uri)}: cannot be read ({cause}); check --tracking-uri") from error
 
 
 def _read(client: "MlflowClient", name: str, scale: str | None) -> Results:

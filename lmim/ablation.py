@@ -42,6 +42,9 @@ MAX_NODES = 50_000
 MAX_DEPTH = 32
 MAX_TRIALS = 10_000
 
+EMBEDDED = ("glyphs", "digits")
+"""The datasets that come with the package: `data.path` says nothing about them."""
+
 PROJECT_ABLATIONS = Path(__file__).parent.parent / "ablations"
 
 METRICS = (
@@ -125,6 +128,28 @@ class Sweep:
         trials are then no longer provisional.
         """
         return expand(self.spec, results)
+
+    def where(self, key: str) -> str:
+        """Where a config key was set: `file:line` or the argument; the sweep file where nobody did."""
+        axes = (self.spec.axes, *(stage.axes for stage in self.spec.stages))
+        found = [axis[key][0] for axis in axes if axis.get(key)]
+        found += [self.spec.base[key]] if key in self.spec.base else []
+        return f"{found[0].where if found else self.path}: {key}"
+
+    def check_paths(self, trials: Iterable[Trial]) -> None:
+        """Whether the datasets that trials read lie on this machine.
+
+        Raises:
+            UserError: one does not; a trial would say so too, but each for itself, and late.
+        """
+        for data in {trial.config.data for trial in trials}:
+            path = Path(data.path or ".").expanduser()
+            if data.name not in EMBEDDED and not path.is_dir():
+                kind = "a file" if path.exists() else "nothing there"
+                fail(
+                    self.where("data.path"),
+                    f"expected the folder that holds {data.name}, found {kind}: {path}",
+                )
 
 
 # ------------------------------------------------------------------------------
@@ -243,12 +268,10 @@ def read_yaml(path: Path) -> Node:
     where = str(path)
     try:
         if not path.is_file():
+            if path.is_dir():
+                fail(where, "expected a YAML file, found a folder")
             siblings = [str(other) for other in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
-            fail(
-                where,
-                f"expected a YAML file, found {'a folder' if path.is_dir() else 'no such file'}"
-                + nearest(path, siblings),
-            )
+            fail(where, "expected a YAML file, found no such file" + nearest(path, siblings))
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
         if len(raw) > MAX_BYTES:
@@ -468,10 +491,16 @@ def _expectation(error: Any, key: str) -> tuple[str, tuple[str, ...]]:
     names: tuple[str, ...] = ()
     if message.startswith("one of "):
         names = tuple(message.removeprefix("one of ").split(", "))
+    elif error["type"] == "string_pattern_mismatch":  # the sweep's name, which becomes a folder's
+        message = "at most 64 letters, digits, - and _"
     elif error["type"] == "literal_error":
         names = tuple(re.findall(r"'([^']*)'", message))
         message = f"one of {', '.join(names)}"
-    message = message.replace("a valid integer", "an integer").replace("valid ", "")
+    message = (
+        message.replace("a valid integer", "an integer")
+        .replace("valid ", "")
+        .replace("dictionary", "mapping")
+    )
     return message, names
 
 
@@ -500,7 +529,7 @@ class SweepFile(Section):
     exclude: list[dict[str, Any]] = Field(default_factory=list)
     """Cells to leave out of a grid: those in which all of an entry's axes have value or one of the values."""
     stages: list[StageFile] = Field(default_factory=list)
-    seeds: list[Count] = Field(default_factory=lambda: [0], min_length=1)
+    seeds: list[Count] = Field(default_factory=lambda: [0])
     metric: str = "knn_top1"
     """What arms are compared by; higher is better where a ladder chooses."""
     claims: list[str] = Field(default_factory=list)
@@ -573,7 +602,7 @@ def load(
     count = (cells + len(spec.file.baselines)) * len(spec.wanted)
     if count > MAX_TRIALS and not yes:
         fail(
-            str(spec.path),
+            spec.where("stages" if spec.stages else "axes"),
             f"expected at most {MAX_TRIALS:,} trials, found {count:,}; say --yes to plan them all",
         )
     return expand(spec)
@@ -649,6 +678,8 @@ def read(
 
     if seeds is not None and (not seeds or min(seeds) < 0 or max(seeds) > 2**63 - 1):
         fail("--seeds", f"expected whole numbers from 0, found {show(','.join(map(str, seeds)))}")
+    if not file.seeds:
+        fail(where("seeds"), "seeds: expected at least one seed, found an empty grid")
     wanted = file.seeds if seeds is None else seeds
     planned = wanted if file.design == "ladder" else [*file.seeds, *wanted]
     if file.metric not in METRICS:
@@ -687,7 +718,8 @@ def _sweep_file(tree: Node, path: Path) -> SweepFile:
     try:
         return SweepFile.model_validate(tree.plain())
     except ValidationError as error:
-        first = error.errors()[0]
+        # a key that is not known may well be the one that is missing
+        first = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
         key = ".".join(str(part) for part in first["loc"])
         where = f"{path}:{tree.at(first['loc']).line}"
         leaf = first["loc"][-1] if first["loc"] else ""

@@ -6,7 +6,6 @@ Prints one JSON object and writes it to OUT/bench.json, from which `lmim.sweep -
 costs here. The images are noise, so that no dataset is needed; reading and decoding files is not measured.
 """
 
-import argparse
 import contextlib
 import importlib.util
 import json
@@ -34,6 +33,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from lmim import ablation, cost
+from lmim.command import Parser, exit_code, out_folder
 from lmim.config import Config, UserError, merge
 from lmim.data import Dataset, open_dataset
 from lmim.evaluate import evaluate
@@ -346,8 +346,12 @@ def measure(quick: bool, skip: Sequence[str]) -> Json:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`python -m lmim.bench`: measure, print, write."""
-    parser = argparse.ArgumentParser(prog="python -m lmim.bench", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("results"), help="default: results")
+    return exit_code(lambda: _main(argv))
+
+
+def _main(argv: Sequence[str] | None) -> int:
+    parser = Parser(prog="python -m lmim.bench", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", type=out_folder, default=Path("results"), help="default: results")
     parser.add_argument("--quick", action="store_true", help="a first look, without compiling and sweeping")
     parser.add_argument("--skip", action="append", default=[], choices=("compile", "sweep"))
     arguments = parser.parse_args(argv)

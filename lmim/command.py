@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 from lmim.config import UserError
@@ -15,6 +16,26 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Called by argparse."""
         raise UserError(f"{message}; see {self.prog} --help")
+
+
+def out_folder(text: str) -> Path:
+    """The type of `--out`: a folder, there or yet to be made."""
+    path = Path(text)
+    if path.exists() and not path.is_dir():
+        raise argparse.ArgumentTypeError(f"expected a folder, found the file {text}")
+    return path
+
+
+def brief(error: Exception) -> str:
+    """Another library's error in one short line; of a connection that failed, its cause.
+
+    >>> brief(OSError("HTTPConnectionPool: no (Caused by NewError('Connection(x): Connection refused'))"))
+    'Connection refused'
+    """
+    text = " ".join(str(error).split()).partition(" [SQL: ")[0]
+    if "(Caused by " in text:
+        text = text.rpartition("(Caused by ")[2].rpartition(": ")[2].rstrip("\"')")
+    return text if len(text) <= 160 else f"{text[:157]}..."
 
 
 def exit_code(command: Callable[[], int]) -> int:

@@ -19,6 +19,7 @@ import secrets
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -38,7 +39,7 @@ from rich.live import Live
 from rich.table import Table
 
 from lmim import ablation, cost
-from lmim.command import Parser, exit_code
+from lmim.command import Parser, brief, exit_code, out_folder
 from lmim.config import Config, UserError
 from lmim.trial import State, TrialFolder
 from lmim.worker import GRACE, RESTARTS, fail, run_here, run_on_worker
@@ -62,8 +63,8 @@ class Resources:
     cpus: float
     gpus: float
 
-    def share(self, config: Config) -> dict[str, float]:
-        """What one trial takes.
+    def share(self, config: Config, place: Callable[[str], str] = str) -> dict[str, float]:
+        """What one trial takes; `place` says where a key was set.
 
         Raises:
             UserError: it can never be met; Ray would wait for ever.
@@ -72,11 +73,13 @@ class Resources:
         gpus = 0.0 if run.device == "cpu" or (run.device == "auto" and not self.gpus) else run.gpus
         if gpus > self.gpus:
             raise UserError(
-                f"run.device: {run.device} with run.gpus: {run.gpus:g}: {self.gpus:g} GPUs found here; "
-                "use --set run.device=cpu, or name a cluster with --address"
+                f"{place('run.device')}: {run.device} with run.gpus: {run.gpus:g}: {self.gpus:g} GPUs found "
+                "here; use --set run.device=cpu, or name a cluster with --address"
             )
         if run.cpus > self.cpus:
-            raise UserError(f"run.cpus: {run.cpus}: a trial asks for more than the {self.cpus:g} cores found")
+            raise UserError(
+                f"{place('run.cpus')}: {run.cpus}: a trial asks for more than the {self.cpus:g} cores found"
+            )
         return {"CPU": float(run.cpus), "GPU": gpus}
 
 
@@ -175,12 +178,20 @@ def on_ray(
         "_temp_dir": str(scratch),
     }
     try:
-        ray.init(
-            address=address or "local",
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            **(own if address is None else {}),
-        )
+        try:
+            if address and ":" in address:  # Ray itself would try for minutes
+                host, _, port = address.removeprefix("ray://").rpartition(":")
+                socket.create_connection((host, int(port)), timeout=10).close()
+            ray.init(
+                address=address or "local",
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                **(own if address is None else {}),
+            )
+        except (OSError, ValueError) as error:
+            if address is None:
+                raise
+            raise UserError(f"--address {address}: no Ray cluster answers there ({brief(error)})") from None
         stop.listen()
         if address is not None:
             total: Mapping[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
@@ -218,6 +229,7 @@ def _fit(
             "id": trial.id,
             "config": trial.config.model_dump_json(),
             "halt": str(stop.file),
+            "cwd": os.getcwd(),
             "share": resources.share(trial.config),
         }
         for trial in trials
@@ -472,7 +484,7 @@ def parser() -> argparse.ArgumentParser:
     parse.add_argument("--only", metavar="ARM", action="append", help="run this arm alone; may be repeated")
     parse.add_argument("--dry-run", action="store_true", help="print the plan and its cost; run nothing")
     parse.add_argument("--json", action="store_true", help="print the trials as a JSON array")
-    parse.add_argument("--out", type=Path, default=Path("results"))
+    parse.add_argument("--out", type=out_folder, default=Path("results"))
     parse.add_argument("--tracking-uri", help="MLflow (default: sqlite in --out)")
     where = parse.add_mutually_exclusive_group()
     where.add_argument("--address", metavar="RAY", help="a Ray cluster that runs already")
@@ -535,7 +547,6 @@ def command(args: argparse.Namespace, words: Sequence[str]) -> int:
         tracker.feed()
         tracker.close()
     else:
-        console.print(f"{sweep.name} at scale {sweep.scale}: {summary(plan)}", highlight=False)
         plan = bring_up_to_date(plan, args, uri, todo, stop, console)
         if stop.wanted():
             console.print(
@@ -544,7 +555,12 @@ def command(args: argparse.Namespace, words: Sequence[str]) -> int:
                 soft_wrap=True,
             )
             return 130
-    conclude(plan, out, uri, console, args.json)
+    try:
+        conclude(plan, out, uri, console, args.json)
+    except UserError as error:
+        raise UserError(
+            f"{error}; {summary(plan)}, kept in {out}: the same command makes the report"
+        ) from None
     failed = plan.where("failed")
     for trial in failed:
         console.print(
@@ -554,6 +570,8 @@ def command(args: argparse.Namespace, words: Sequence[str]) -> int:
             highlight=False,
             soft_wrap=True,
         )
+    if failed:
+        console.print("To run what failed again, add --retry-failed.", highlight=False)
     return 1 if failed else 0
 
 
@@ -564,10 +582,13 @@ def bring_up_to_date(
     root = plan.root
     if args.address is None:
         resources = local_resources()
+        plan.sweep.check_paths(plan.missing(todo))
         for trial in plan.missing(todo):
-            resources.share(trial.config)
+            resources.share(trial.config, plan.sweep.where)
     _prepare(plan.missing(todo), plan)  # before Ray starts: a folder may be damaged
     stop.listen()
+    note = "" if args.serial else "; starting Ray"
+    console.print(f"{plan.sweep.name} at scale {plan.sweep.scale}: {summary(plan)}{note}", highlight=False)
     cluster = (
         serial(root, stop)
         if args.serial

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
-from lmim.command import Parser, exit_code
+from lmim.command import Parser, brief, exit_code, out_folder
 from lmim.config import UserError
 from lmim.trial import State, TrialFolder, write_atomic
 
@@ -146,7 +146,9 @@ def connect(uri: str) -> "MlflowClient":
         _write_ahead(uri)
         return MlflowClient(uri)
     except (MlflowException, SQLAlchemyError, OSError, sqlite3.Error) as error:
-        raise UserError(f"--tracking-uri {uri}: {_one_line(error)}") from None
+        file = Path(uri.removeprefix("sqlite:///"))
+        hint = "; move it away, and a new one is filled from the trials' folders" if file.is_file() else ""
+        raise UserError(f"--tracking-uri {uri}: {brief(error)}{hint}") from None
 
 
 class Tracker:
@@ -203,7 +205,7 @@ class Tracker:
             self._parent = None  # what arrived is unknown: read it back
             self._silent_until = time.monotonic() + self.retry_seconds
             self._warn(
-                f"MLflow at {self.uri} takes nothing ({_one_line(error)}); training goes on, and "
+                f"MLflow at {self.uri} takes nothing ({brief(error)}); training goes on, and "
                 "the metrics follow when it is back, or with: python -m lmim.tracking sync"
             )
             return False
@@ -218,7 +220,7 @@ class Tracker:
         try:
             self._finish(self._parent, self._overall())
         except self._failures as error:
-            self._warn(f"MLflow at {self.uri} takes nothing ({_one_line(error)})")
+            self._warn(f"MLflow at {self.uri} takes nothing ({brief(error)})")
             return False
         return True
 
@@ -435,7 +437,7 @@ def sync(out: Path, uri: str | None = None) -> dict[str, bool]:
         try:
             plan = Plan.model_validate_json(file.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise UserError(f"{file}: damaged ({_one_line(error)}); run the sweep again") from None
+            raise UserError(f"{file}: damaged ({brief(error)}); run the sweep again") from None
         arrived[f"{plan.name}/{plan.scale}"] = Tracker(uri, plan, out).close()
     return arrived
 
@@ -449,7 +451,7 @@ def _command(arguments: list[str] | None) -> int:
     parser = Parser(prog="python -m lmim.tracking", description="Feed MLflow from the trials' folders.")
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("sync", help="feed MLflow again from the trials' folders")
-    command.add_argument("--out", type=Path, default=Path("results"), help="the sweeps' folder")
+    command.add_argument("--out", type=out_folder, default=Path("results"), help="the sweeps' folder")
     command.add_argument("--tracking-uri", help="MLflow's URI; default: the database under --out")
     options = parser.parse_args(arguments)
     arrived = sync(options.out, options.tracking_uri)
@@ -492,11 +494,6 @@ def _write_ahead(uri: str) -> None:
         connection.execute("PRAGMA journal_mode=WAL")
     finally:
         connection.close()
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text if len(text) <= 160 else f"{text[:157]}..."
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ from torch import Tensor, nn
 
 from lmim import ablation
 from lmim.axes.mask import cosine_decay, patchify, sample_offsets, sample_view
-from lmim.command import Parser, exit_code
+from lmim.command import Parser, exit_code, out_folder
 from lmim.config import Config, Optim, UserError
 from lmim.data import Dataset, Split, open_dataset
 from lmim.data.augment import centre, normalise, random_resized_crop
@@ -451,7 +451,7 @@ def _command(words: Sequence[str]) -> int:
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--scale", help="a file of scales/, such as demo or gpu")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="sets")
-    parser.add_argument("--out", type=Path, default=Path("results"), help="default: results")
+    parser.add_argument("--out", type=out_folder, default=Path("results"), help="default: results")
     arguments = parser.parse_args(words)
     if arguments.seed < 0:
         raise UserError(f"--seed {arguments.seed}: expected a whole number from 0 on")
@@ -466,6 +466,8 @@ def _command(words: Sequence[str]) -> int:
         raise UserError(
             f"--arm {trial.arm}: stands on the winner of an earlier stage, which python -m lmim.sweep finds"
         )
+    choose_device(trial.config)
+    sweep.check_paths([trial])
     console = Console(stderr=True, width=None if sys.stderr.isatty() else 120)
     folder = TrialFolder(arguments.out / "trials", trial.id)
     console.print(f"{trial.arm} seed {trial.seed} in {folder.path}", highlight=False, soft_wrap=True)

@@ -121,6 +121,8 @@ def _child(request: Mapping[str, Any], server: int) -> NoReturn:
     """One trial, from fork to exit."""
     code = 1
     try:
+        with contextlib.suppress(OSError):  # on another machine it may not be there
+            os.chdir(request["cwd"])  # Tune moves its workers elsewhere, and data.path may be relative
         folder = TrialFolder(Path(request["root"]), request["id"])
         folder.path.mkdir(parents=True, exist_ok=True)
         output = os.open(folder.path / "output.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)

@@ -345,12 +345,6 @@ def test_bad_arguments_get_one_line_and_exit_code_2(
     assert not list(tmp_path.glob("out/trials/*"))
 
 
-def test_a_missing_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Otherwise a wrong path ends in a traceback."""
-    assert sweep.main([str(tmp_path / "none.yaml")]) == 2
-    assert "none.yaml" in capsys.readouterr().err
-
-
 def test_planning_imports_nothing_heavy(tmp_path: Path) -> None:
     """Otherwise a dry run takes seconds instead of a blink."""
     code = (

@@ -31,6 +31,7 @@ def fork_a_trial(tmp_path: Path, train: str) -> State:
         "id": config.identity,
         "config": config.model_dump_json(),
         "halt": str(tmp_path / "halt"),
+        "cwd": str(tmp_path),
         "share": {"CPU": 1.0, "GPU": 0.0},
     }
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(REPOSITORY)])}
@@ -57,6 +58,12 @@ def test_a_trial_that_is_killed_again_and_again_fails_with_the_cause(tmp_path: P
     assert state.error is not None
     assert "SIGKILL" in state.error
     assert len(count.read_text()) == worker.RESTARTS + 1
+
+
+def test_a_trial_runs_where_the_command_was_typed(tmp_path: Path) -> None:
+    """Otherwise a relative data.path is looked for in a folder of Ray's."""
+    state = fork_a_trial(tmp_path, "import os\ndef train(*a, **k): raise ValueError(os.getcwd())")
+    assert state.error == f"ValueError: {tmp_path}"
 
 
 def test_a_trial_on_a_cpu_sees_no_gpu(tmp_path: Path) -> None:

@@ -384,7 +384,7 @@ def test_no_password_in_messages(capsys: pytest.CaptureFixture[str]) -> None:
     """A server that is gone is told in one line, and in seconds, without the user's password."""
     assert report.main(["loss", "--tracking-uri", "http://me:secret@127.0.0.1:9"]) == 2
     text = capsys.readouterr().err
-    assert text.startswith("http://127.0.0.1:9: cannot be read")
+    assert text.startswith("error: http://127.0.0.1:9: cannot be read")
     assert "secret" not in text
 
 
