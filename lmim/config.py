@@ -106,7 +106,8 @@ class Loss(Section):
 
 
 class Mask(Section):
-    num_visible: PositiveInt = 6
+    ratio: Annotated[float, Field(gt=0, lt=1)] = 0.75
+    """Part of the patches that the online encoder does not see."""
     gap: Count = 0
     """Pixels by which a cell exceeds its patch."""
     similarity: NonNegative = 0.1
@@ -193,10 +194,10 @@ class Config(Section):
                 "(image_size / patch_size) x (patch_size + mask.gap) pixels",
             ),
             (
-                "mask.num_visible",
-                self.mask.num_visible < (side // patch) ** 2,
-                f"{self.mask.num_visible} must be less than the {(side // patch) ** 2} patches of an image, "
-                "(data.image_size / encoder.patch_size) squared",
+                "mask.ratio",
+                0 < self.num_visible < self.grid**2,
+                f"{self.mask.ratio:g} of {self.grid**2} patches leaves {self.num_visible} visible: "
+                "at least one must be visible and at least one masked",
             ),
         ]
         for name, part in (("encoder", self.encoder), ("decoder", self.decoder)):
@@ -223,6 +224,11 @@ class Config(Section):
     def grid(self) -> int:
         """Patches along one side."""
         return self.data.image_size // self.encoder.patch_size
+
+    @property
+    def num_visible(self) -> int:
+        """Patches that the online encoder sees: 20 of ImageNet's 196 at the published ratio of 0.9."""
+        return round(self.grid**2 * (1 - self.mask.ratio))
 
     @property
     def identity(self) -> str:

@@ -88,7 +88,7 @@ def step_flops(config: Config) -> float:
     """
     if config.objective == "raw_pixels":
         return 0.0
-    visible, patches = config.mask.num_visible, config.grid**2
+    visible, patches = config.num_visible, config.grid**2
     masked, width = patches - visible, config.encoder.width
     seen = patches if config.collapse.target_sees == "all" else masked
     target = _encoder(config, seen, project=True) * (3 if config.collapse.kind == "joint" else 1)

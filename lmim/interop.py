@@ -28,7 +28,6 @@ KEYS = {
     "decoder_depth": "decoder.depth",
     "decoder_num_heads": "decoder.heads",
     "avg_vis_mask_token": "decoder.cues",
-    "num_vis": "mask.num_visible",
     "patch_gap": "mask.gap",
     "avg_sim_coeff": "mask.similarity",
     "tau": "loss.tau",
@@ -79,6 +78,7 @@ def translate(config: Mapping[str, Any]) -> Config:
     if name not in LOSSES:
         raise UserError(f"official config: loss {name!r} is unknown; theirs are {', '.join(LOSSES)}")
     changes["loss"] = LOSSES[name]
+    changes["mask.ratio"] = 1 - given.pop("num_vis", 20) / grid**2
     given.pop("in_chans", None)
     if not given.pop("freeze_pe", True):
         raise UserError("official config: freeze_pe: false (learned positions) is not supported")

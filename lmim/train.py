@@ -204,7 +204,7 @@ class Run:
         crops = random_resized_crop(images, aspect, side, config.data.crop_scale, flip, draw)
         crops = normalise(crops, self.dataset.mean, self.dataset.std)
         offsets = sample_offsets(len(images), grid**2, gap, draw).to(self.device, non_blocking=True)
-        view = sample_view(len(images), grid**2, config.mask.num_visible, draw)
+        view = sample_view(len(images), grid**2, config.num_visible, draw)
         view = View(
             view.visible.to(self.device, non_blocking=True), view.masked.to(self.device, non_blocking=True)
         )

@@ -19,7 +19,7 @@ from lmim.config import UserError
 
 ABLATIONS = Path(__file__).parent.parent / "ablations"
 
-DEMO = "data: {image_size: 20}\nencoder: {patch_size: 4, width: 64, heads: 4}\nmask: {num_visible: 6}\n"
+DEMO = "data: {image_size: 20}\nencoder: {patch_size: 4, width: 64, heads: 4}\nmask: {ratio: 0.75}\n"
 BASE = "loss: {kind: patch_discrimination}\nmask:\n  similarity: 0.1\noptim: {epochs: 2}\n"
 HEAD = "name: test\nbase: base.yaml\n"
 
@@ -89,7 +89,7 @@ def test_the_paper_scale_is_the_published_recipe() -> None:
     config = load(ABLATIONS / "loss.yaml", "paper").trials[-1].config
     assert config.optim.batch_size * config.optim.accumulate == 4096
     assert (config.encoder.width, config.encoder.depth, config.encoder.heads) == (768, 12, 12)
-    assert (config.grid, config.mask.num_visible, config.mask.similarity) == (14, 20, 0.1)
+    assert (config.grid, config.num_visible, config.mask.similarity) == (14, 20, 0.1)
     assert (config.decoder.width, config.decoder.depth, config.decoder.heads) == (512, 3, 16)
 
 
@@ -309,8 +309,8 @@ AXES = "axes: {loss: [mse, cosine]}\n"
             "sweep.yaml:5: loss: expected one of mse, cosine, found msee; did",
         ),
         (
-            "axes:\n  mask.num_visible:\n    - 6\n    - 25\n",
-            "sweep.yaml:6: mask.num_visible: impossible geometry: mask.num_visible 25 must be less",
+            "axes:\n  mask.ratio:\n    - 0.75\n    - 0.99\n",
+            "sweep.yaml:6: mask.ratio: impossible geometry: mask.ratio 0.99 of 25 patches leaves 0",
         ),
         (
             "axes:\n  encoder.heads: [3]\n",
@@ -406,8 +406,8 @@ def test_a_mistake_in_the_base_or_the_scale_names_that_file(
             "--set encoder.heads=5: encoder.heads: impossible geometry: encoder.width",
         ),
         (
-            {"sets": ["data.image_size=8"]},
-            "--set data.image_size=8: data.image_size: impossible geometry: mask.num",
+            {"sets": ["data.image_size=4"]},
+            "--set data.image_size=4: data.image_size: impossible geometry: mask.ratio 0.75 of 1",
         ),
         ({"only": ["mze"]}, "--only mze: expected an arm of"),
         ({"only": ["mze"]}, "found none of that name; did you mean mse?"),
@@ -536,7 +536,7 @@ def test_bytes_garbage_gives_one_line(folder: Folder, raw: bytes) -> None:
 
 
 words = st.sampled_from(
-    ["loss", "loss.kind", "mask.gap", "mask.num_visible", "mse", "mask", "encoder.width", "data.path", "seed",
+    ["loss", "loss.kind", "mask.gap", "mask.ratio", "mse", "mask", "encoder.width", "data.path", "seed",
      "objective", "decoder.cues", "best", "grid", "ladder", "kind", "", " ", "\n", "a > b", "base.yaml"]
 )  # fmt: skip
 leaves = st.one_of(

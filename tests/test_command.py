@@ -26,7 +26,7 @@ FILES: list[tuple[str | bytes, str, str]] = [
     (GOOD + "seeds: [0, one]\n", "", "x.yaml:3: seeds.1: expected an integer, found one"),
     (HEAD + "axes: [loss]\n", "", "x.yaml:2: axes: expected a mapping, found a list"),
     (HEAD + "axes: {loss: [mse, cosin]}\n", "", "x.yaml:2: loss: expected one of .*did you mean cosine?"),
-    (HEAD + "axes: {mask.num_visible: [25]}\n", "", "x.yaml:2: mask.num_visible: impossible geometry"),
+    (HEAD + "axes: {mask.ratio: [0.99]}\n", "", "x.yaml:2: mask.ratio: impossible geometry"),
     (HEAD + "axes: {encoder.heads: [7]}\n", "", "x.yaml:2: encoder.heads: impossible geometry"),
     (HEAD + "axes: {data.image_size: [21]}\n", "", "x.yaml:2: data.image_size: impossible geometry"),
     (GOOD + "claims: [msee > cosine]\n", "", "x.yaml:3: claims.0: .*found msee; did you mean mse?"),

@@ -38,7 +38,8 @@ def test_a_whole_number_and_its_float_are_one_identity() -> None:
 @pytest.mark.parametrize(
     ("change", "key"),
     [
-        ({"mask": {"num_visible": 25}}, "mask.num_visible"),
+        ({"mask": {"ratio": 0.99}}, "mask.ratio"),
+        ({"mask": {"ratio": 0.01}}, "mask.ratio"),
         ({"encoder": {"heads": 5}}, "encoder.width"),
         ({"decoder": {"heads": 3}}, "decoder.width"),
         ({"encoder": {"width": 6, "heads": 2}}, "encoder.width"),

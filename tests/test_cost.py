@@ -56,7 +56,7 @@ def hours(found: cost.Estimate | None) -> tuple[float, float]:
         {},
         {"decoder": "self_attention", "decoder__width": 96, "projector__depth": 0},
         {"collapse": "joint", "collapse__target_sees": "all", "encoder__width": 128},
-        {"collapse": "frozen_random", "loss": "mse", "mask__similarity": 0.0, "mask__num_visible": 12},
+        {"collapse": "frozen_random", "loss": "mse", "mask__similarity": 0.0, "mask__ratio": 0.5},
     ],
 )
 def test_the_formula_counts_what_a_step_computes(change: dict[str, Any]) -> None:
