@@ -197,7 +197,7 @@ class Config(Section):
                 "mask.ratio",
                 0 < self.num_visible < self.grid**2,
                 f"{self.mask.ratio:g} of {self.grid**2} patches leaves {self.num_visible} visible: "
-                "at least one must be visible and at least one masked",
+                "one or more must be visible and masked, of (data.image_size / encoder.patch_size) squared",
             ),
         ]
         for name, part in (("encoder", self.encoder), ("decoder", self.decoder)):

@@ -138,7 +138,7 @@ def sweep_file(folder: Path) -> list[str]:
         (["--arm", "mse", "--seed", "x"], "--seed"),
         (["--arm", "mse"], "--seed"),
         (["--arm", "mse", "--seed", "0", "--sed", "1"], "--sed"),
-        (["--arm", "mse", "--seed", "0", "--out", "{file}"], "tiny.yaml.*Not a directory"),
+        (["--arm", "mse", "--seed", "0", "--out", "{file}"], "expected a folder.*tiny.yaml"),
         (["--arm", "mse", "--seed", "0", "--set", "data.name=imagefolder"], "data.path"),
         (["--arm", "mse", "--seed", "0", "--set", "run.devise=cpu"], "did you mean run.device"),
     ],

@@ -46,14 +46,14 @@ class Recipe:
     test_fonts: tuple[str, ...] = STIX
     polarity: Literal["light", "random"] = "light"
     """`light`: always brighter than its ground; `random`: darker as often as brighter."""
-    contrast: tuple[float, float] = (0.7, 1.0)
+    contrast: tuple[float, float] = (0.3, 1.0)
     """Range of the difference between glyph and ground; 1 is black to white."""
     em: tuple[float, float] = (0.7, 0.85)
     """Range of the font's size; capitals are about 0.7 of it high."""
     rotation: float = 15.0
     """Largest turn in degrees, either way."""
-    shift: float = 0.15
-    """Largest shift, either way; 3 px of 20."""
+    shift: float = 0.22
+    """Largest shift, either way; 4.4 px of 20."""
     clutter: int = 0
     """Random strokes behind each glyph."""
     noise: float = 0.0
