@@ -81,7 +81,7 @@ def test_the_demo_scale_is_the_recipe_that_was_measured() -> None:
     config = load(ABLATIONS / "loss.yaml").trials[0].config
     rate = config.optim.base_lr * config.optim.batch_size * config.optim.accumulate / 256
     assert rate == pytest.approx(2e-3)
-    assert (config.grid, config.projector.depth, config.projector.width) == (5, 3, 128)
+    assert (config.grid, config.projector.depth, config.projector.width) == (4, 3, 128)
 
 
 def test_the_paper_scale_is_the_published_recipe() -> None:
