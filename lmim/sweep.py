@@ -117,12 +117,22 @@ class Stop:
         """A signal handler."""
         self.signals += 1
         self.file.touch()
+        # not by print, which the signal may have interrupted
+        later = b"Once more: leave at once." if self.signals == 1 else b"Leaving."
+        os.write(2, b"\nStopping: the trials save a checkpoint. " + later + b"\n")
 
     def listen(self) -> None:
         """Take over Ctrl-C and SIGTERM (also from Ray, whose own handlers exit at once)."""
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, self.ask)
+
+    def close(self) -> None:
+        """Give the signals their usual meaning again: there is nothing left to stop."""
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        self.file.unlink(missing_ok=True)
 
 
 Executor = Callable[[Sequence[ablation.Trial]], None]
@@ -369,6 +379,8 @@ def trial_table(plan: Plan, running_only: bool = False) -> Table:
     """The trials as a table: all of them, or those that say something now."""
     metric = plan.sweep.metric
     table = Table("arm", "seed", "state", "epoch", metric, "time left", box=None, header_style="bold")
+    if running_only:
+        table.caption, table.caption_justify = f" {summary(plan)}", "left"
     trials = list(plan.sweep.trials)
     if running_only and len(trials) > SHOWN:
         order = {"running": 0, "failed": 1, "interrupted": 2, "new": 3, "done": 4}
@@ -421,7 +433,7 @@ def watch(
 ) -> Plan:
     """Feed MLflow and show the trials until the work is over; when a stop is wanted, not much longer."""
     plan = Plan.read(sweep, root)
-    fed = lined = 0.0
+    fed, lined = 0.0, time.monotonic()
     leave_at = math.inf
     live = Live(trial_table(plan, running_only=True), console=console, auto_refresh=False, transient=True)
     with live if console.is_terminal else contextlib.nullcontext():
@@ -439,7 +451,8 @@ def watch(
             if console.is_terminal:
                 live.update(trial_table(plan, running_only=True), refresh=True)
             elif now - lined >= LINE_EVERY:
-                console.print(f"{time.strftime('%H:%M:%S')} {_progress(plan)}", highlight=False)
+                line = f"{time.strftime('%H:%M:%S')} {_progress(plan)}"
+                console.print(line, markup=False, highlight=False, soft_wrap=True)
                 lined = now
     return Plan.read(sweep, root, plan.states)
 
@@ -615,7 +628,7 @@ def bring_up_to_date(
                     tracker.close()
                 plan = Plan.read(plan.sweep, root).settled()
     finally:
-        stop.file.unlink(missing_ok=True)
+        stop.close()
     return Plan.read(plan.sweep, root)
 
 
