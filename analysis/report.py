@@ -20,7 +20,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from analysis import claims, results, table
-from lmim.command import Parser, exit_code, out_folder
+from lmim.command import Parser, exit_code, out_folder, redacted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -178,7 +178,7 @@ def _portable(uri: str, folder: Path) -> str:
     """The URI as the notebook holds it: without a password, and a database relative to its folder."""
     scheme, slashes, path = uri.partition("sqlite:///")
     if scheme or not slashes:
-        return results.redacted(uri)
+        return redacted(uri)
     return f"{slashes}{os.path.relpath(path, folder)}"
 
 

@@ -12,7 +12,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmim.command import brief
+from lmim.command import brief, redacted
 from lmim.config import UserError
 
 if TYPE_CHECKING:  # importing MLflow takes a second, and only `read` and `curves` need it
@@ -236,8 +236,7 @@ def read(name: str, scale: str | None, uri: str) -> Results:
     try:
         return _read(connect(uri), name, scale)
     except (MlflowException, SQLAlchemyError) as error:
-        cause = brief(error).replace(uri, redacted(uri))
-        raise UserError(f"{redacted(uri)}: cannot be read ({cause}); check --tracking-uri") from error
+        raise UserError(f"{redacted(uri)}: cannot be read ({brief(error)}); check --tracking-uri") from error
 
 
 def _read(client: "MlflowClient", name: str, scale: str | None) -> Results:
@@ -304,17 +303,6 @@ def curve(client: "MlflowClient", run_id: str, key: str) -> dict[int, float]:
     history = client.get_metric_history(run_id, key)
     points = sorted(history, key=lambda point: (point.step, point.timestamp))
     return {point.step: finite_or_inf(point.value) for point in points}
-
-
-def redacted(uri: str) -> str:
-    """A tracking URI without the user and password it may carry.
-
-    >>> redacted("https://me:secret@host/mlflow")
-    'https://host/mlflow'
-    """
-    scheme, mark, rest = uri.partition("://")
-    host, slash, path = rest.partition("/")
-    return scheme + mark + host.rpartition("@")[2] + slash + path
 
 
 def _nearest(name: str, names: Sequence[str]) -> str:

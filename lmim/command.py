@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -26,13 +27,22 @@ def out_folder(text: str) -> Path:
     return path
 
 
+def redacted(text: str) -> str:
+    """Text without the user and password that a URI in it may carry.
+
+    >>> redacted("no https://me:s@cret@host/mlflow there")
+    'no https://host/mlflow there'
+    """
+    return re.sub(r"(?<=://)[^/\s]*@", "", text)
+
+
 def brief(error: Exception) -> str:
-    """Another library's error in one short line; of a connection that failed, its cause.
+    """Another library's error in one short line, without passwords; of a connection that failed, its cause.
 
     >>> brief(OSError("HTTPConnectionPool: no (Caused by NewError('Connection(x): Connection refused'))"))
     'Connection refused'
     """
-    text = " ".join(str(error).split()).partition(" [SQL: ")[0]
+    text = redacted(" ".join(str(error).split()).partition(" [SQL: ")[0])
     if "(Caused by " in text:
         text = text.rpartition("(Caused by ")[2].rpartition(": ")[2].rstrip("\"')")
     return text if len(text) <= 160 else f"{text[:157]}..."

@@ -39,7 +39,7 @@ from rich.live import Live
 from rich.table import Table
 
 from lmim import ablation, cost
-from lmim.command import Parser, brief, exit_code, out_folder
+from lmim.command import Parser, brief, exit_code, out_folder, redacted
 from lmim.config import Config, UserError
 from lmim.trial import State, TrialFolder
 from lmim.worker import GRACE, RESTARTS, fail, run_here, run_on_worker
@@ -475,7 +475,7 @@ def conclude(plan: Plan, out: Path, uri: str, console: Console, as_json: bool) -
     if as_json:
         print(json.dumps(plan.rows()))
     report.show(built, console)
-    console.print(f"MLflow: mlflow ui --backend-store-uri {uri}", soft_wrap=True, highlight=False)
+    console.print(f"MLflow: mlflow ui --backend-store-uri {redacted(uri)}", soft_wrap=True, highlight=False)
 
 
 # ---------------------------------------------------------------- the command

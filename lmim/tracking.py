@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
-from lmim.command import Parser, brief, exit_code, out_folder
+from lmim.command import Parser, brief, exit_code, out_folder, redacted
 from lmim.config import UserError
 from lmim.trial import State, TrialFolder, write_atomic
 
@@ -148,7 +148,7 @@ def connect(uri: str) -> "MlflowClient":
     except (MlflowException, SQLAlchemyError, OSError, sqlite3.Error) as error:
         file = Path(uri.removeprefix("sqlite:///"))
         hint = "; move it away, and a new one is filled from the trials' folders" if file.is_file() else ""
-        raise UserError(f"--tracking-uri {uri}: {brief(error)}{hint}") from None
+        raise UserError(f"--tracking-uri {redacted(uri)}: {brief(error)}{hint}") from None
 
 
 class Tracker:
@@ -205,7 +205,7 @@ class Tracker:
             self._parent = None  # what arrived is unknown: read it back
             self._silent_until = time.monotonic() + self.retry_seconds
             self._warn(
-                f"MLflow at {self.uri} takes nothing ({brief(error)}); training goes on, and "
+                f"MLflow at {redacted(self.uri)} takes nothing ({brief(error)}); training goes on, and "
                 "the metrics follow when it is back, or with: python -m lmim.tracking sync"
             )
             return False
@@ -220,7 +220,7 @@ class Tracker:
         try:
             self._finish(self._parent, self._overall())
         except self._failures as error:
-            self._warn(f"MLflow at {self.uri} takes nothing ({brief(error)})")
+            self._warn(f"MLflow at {redacted(self.uri)} takes nothing ({brief(error)})")
             return False
         return True
 

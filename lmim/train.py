@@ -43,6 +43,7 @@ from lmim.data.augment import centre, normalise, random_resized_crop
 from lmim.encoder import View
 from lmim.evaluate import evaluate
 from lmim.evaluate.collapse import diagnostics
+from lmim.located_yaml import nearest
 from lmim.objectives import OBJECTIVES, Objective
 from lmim.objectives.latent_mim import LatentMIM
 from lmim.trial import State, TrialFolder, code_version
@@ -460,7 +461,7 @@ def _command(words: Sequence[str]) -> int:
     if trial is None:
         names = [arm.name for arm in sweep.arms]
         some = ", ".join(names[:8]) + (", ..." if names[8:] else "")
-        near = ablation.nearest(arguments.arm, names)
+        near = nearest(arguments.arm, names)
         raise UserError(f"--arm {arguments.arm}: expected an arm of {sweep.path} ({some}){near}")
     if trial.provisional:
         raise UserError(

@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import Any, BinaryIO, NoReturn
 
 from lmim.config import Config, UserError
-from lmim.trial import Busy, TrialFolder
+from lmim.trial import Busy, TrialFolder, code_version
 
 RESTARTS = 3
 """How often a trial whose process died goes on from its checkpoint before it counts as failed."""
@@ -87,6 +87,8 @@ def serve() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver decides what Ctrl-C means
     import lmim.train  # noqa: F401  the point of this process: its children find the imports done
+
+    code_version()  # of the code just imported; a child that asked later would name an edit that it never saw
 
     requests = os.fdopen(0, "rb", buffering=0, closefd=False)
     while request := requests.readline():

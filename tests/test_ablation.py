@@ -14,8 +14,9 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from lmim.ablation import MAX_BYTES, Sweep, load, parse_claim, parse_yaml, selects
+from lmim.ablation import Sweep, load, parse_claim, selects
 from lmim.config import UserError
+from lmim.located_yaml import MAX_BYTES
 
 ABLATIONS = Path(__file__).parent.parent / "ablations"
 
@@ -234,12 +235,6 @@ def test_a_plan_travels_to_a_worker(folder: Folder) -> None:
     """Else Ray could not send a trial to another process."""
     sweep = folder.load("axes: {loss: [mse, cosine]}\n")
     assert pickle.loads(pickle.dumps(sweep.trials)) == sweep.trials
-
-
-def test_yaml_is_read_by_version_1_2(folder: Folder) -> None:
-    """Else `no` would be False and 1e-3 a word."""
-    node = parse_yaml("{a: no, b: 1e-3, c: 0o10, d: '1', e: ~, f: 2024-01-01, 1: on}", "x")
-    assert node.plain() == {"a": "no", "b": 1e-3, "c": 8, "d": "1", "e": None, "f": "2024-01-01", "1": "on"}
 
 
 def test_claims_are_read() -> None:

@@ -53,6 +53,7 @@ FILES: list[tuple[str | bytes, str, str]] = [
     (GOOD, "--scale gpu", r"scales/gpu.yaml:\d+: run.device: .*0 GPUs found"),
     (GOOD, "--scale paper", r"scales/paper.yaml:\d+: data.path: expected the folder that holds imagefolder"),
     (GOOD, "--scale paper --set data.path=/nope", "--set data.path=/nope: data.path: .*nothing there: /nope"),
+    (GOOD, "--set data.name=imagefolder", "x.yaml: data.path: expected the folder .*none given"),
     (GOOD, "--out x.yaml", "--out: expected a folder, found the file x.yaml"),
     (GOOD, "--address 127.0.0.1:1", "--address 127.0.0.1:1: no Ray cluster answers there"),
 ]

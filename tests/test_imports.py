@@ -17,13 +17,15 @@ LAYERS = (
     ("lmim.encoder",),
     ("lmim.cost",),
     ("lmim.ablation", "lmim.trial"),
+    ("lmim.sweep_file",),
+    ("lmim.located_yaml",),
     ("lmim.command",),
     ("lmim.config",),
     ("lmim",),
 )
 """From the command down; a module imports only from its own line or one below."""
 
-PLANNING = ("lmim.config", "lmim.ablation", "lmim.trial", "lmim.cost")
+PLANNING = ("lmim.config", "lmim.sweep_file", "lmim.ablation", "lmim.trial", "lmim.cost")
 
 
 def imported(source: str, module: str, package: bool = False) -> Iterator[str]:

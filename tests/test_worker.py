@@ -73,3 +73,14 @@ def test_a_trial_on_a_cpu_sees_no_gpu(tmp_path: Path) -> None:
         "import os\ndef train(*a, **k): raise ValueError(repr(os.environ.get('CUDA_VISIBLE_DEVICES')))",
     )
     assert state.error == "ValueError: ''"
+
+
+def test_a_trial_names_the_code_that_its_server_loaded(tmp_path: Path) -> None:
+    """Otherwise an edit during a sweep is taken for the code that trained, and the table is wrong."""
+    state = fork_a_trial(
+        tmp_path,
+        "def train(*a, **k):\n"
+        " from lmim.trial import code_version\n"
+        " raise ValueError(f'{code_version.cache_info().currsize} known before it was asked')",
+    )
+    assert state.error == "ValueError: 1 known before it was asked"
