@@ -105,7 +105,7 @@ def _panel(axes: Axes, metric: str, results: Results, rows: Sequence[Row], place
         values = [value for value in values if math.isfinite(value)]
         found = row.metrics[metric]
         if found.mean is None:
-            note = "no value" if row.n else "no finished trial"
+            note = "no value" if row.n else "no trial that counts"
             across = axes.get_yaxis_transform()
             axes.text(0.99, place, note, transform=across, **SMALL, ha="right", va="center")
             continue

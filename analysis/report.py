@@ -299,6 +299,10 @@ def show(report: Report, console: Console) -> None:
             continue
         line = f"    excluded  {trial.id} {trial.arm} seed {trial.seed}: {trial.reason}"
         console.print(line, markup=False, highlight=False, soft_wrap=True)
+    if any(" is not the " in trial.reason for trial in report.excluded):
+        again = report.path.parent.parent / "trials" / "<trial>"
+        line = f"To train an excluded trial anew, delete {again} and run the sweep again."
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     if older:
         line = f"    left out  {results.count(len(older), 'trial')} of other settings, not in the newest plan"
         console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -279,7 +279,9 @@ class Tracker:
             # a server keeps artifacts where it was told to; a database keeps them beside itself
             local = self.uri.startswith("sqlite:")
             location = (self.out / "artifacts" / self.plan.name).as_uri() if local else None
-            created = self._client.create_experiment(self.plan.name, artifact_location=location)
+            # without the tag MLflow's page opens on language models instead of the runs
+            tags = {"mlflow.experimentKind": "custom_model_development"}
+            created = self._client.create_experiment(self.plan.name, location, tags)
             experiment = self._client.get_experiment(created)
         elif experiment.lifecycle_stage == "deleted":
             self._client.restore_experiment(experiment.experiment_id)
