@@ -91,8 +91,7 @@ class Steps:
 
     def __init__(self, config: Config) -> None:
         self.device = torch.device(config.run.device)
-        if self.device.type == "cpu":
-            torch.set_num_threads(config.run.threads)
+        torch.set_num_threads(config.run.threads)
         self.run = Run(config, noise(config, cost.size_of(config)), self.device)
         self.feed = batches(self.run.dataset.train, config, 0, self.run.steps)
         self.images = config.optim.batch_size * config.optim.accumulate

@@ -54,6 +54,7 @@ def one_of(module: str, table: str) -> AfterValidator:
 PositiveInt = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+BelowOne = Annotated[float, Field(ge=0, lt=1)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -137,8 +138,8 @@ class Optim(Section):
     warmup_epochs: NonNegative = 0.6
     min_lr_ratio: Fraction = 0.25
     weight_decay: NonNegative = 0.05
-    beta1: Fraction = 0.9
-    beta2: Fraction = 0.95
+    beta1: BelowOne = 0.9
+    beta2: BelowOne = 0.95
     clip_grad: NonNegative = 0.0
     """Largest gradient norm; 0 is no clipping."""
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -200,6 +201,15 @@ class Config(Section):
                 "one or more must be visible and masked, of (data.image_size / encoder.patch_size) squared",
             ),
         ]
+        if self.loss.kind == "patch_discrimination":
+            rules.append(
+                (
+                    "mask.ratio",
+                    self.grid**2 - self.num_visible > 1,
+                    f"{self.mask.ratio:g} of {self.grid**2} patches masks one; patch_discrimination needs "
+                    "others to tell it from, of (data.image_size / encoder.patch_size) squared",
+                )
+            )
         for name, part in (("encoder", self.encoder), ("decoder", self.decoder)):
             rules.append(
                 (

@@ -549,8 +549,10 @@ def command(args: argparse.Namespace, words: Sequence[str]) -> int:
         else:
             show_plan(plan, out, console, 1 if args.serial else args.max_concurrent)
         return 0
+    from lmim.tracking import default_uri
+
     out.mkdir(parents=True, exist_ok=True)
-    uri = args.tracking_uri or f"sqlite:///{out / 'mlflow.db'}"
+    uri = args.tracking_uri or default_uri(out)
     todo = ["new", "interrupted", "running", *(["failed"] if args.retry_failed else [])]
     stop = Stop(out / f".stop-{os.getpid()}-{secrets.token_hex(4)}")
 
@@ -611,6 +613,7 @@ def bring_up_to_date(
         with cluster as execute, ThreadPoolExecutor(1) as pool:
             while (missing := plan.missing(todo)) and not stop.wanted():
                 _prepare(missing, plan)
+                begun = {trial.id: plan.states[trial.id].step for trial in missing}
                 todo = [status for status in todo if status != "failed"]  # one more try, not for ever
                 tracker = _open_tracker(uri, plan.sweep, root.parent)
                 try:
@@ -618,11 +621,7 @@ def bring_up_to_date(
                     plan = watch(work, plan.sweep, root, tracker, stop, console)
                     if not stop.wanted():
                         work.result()
-                        for trial in missing:  # Tune ends a trial in silence when its worker keeps dying
-                            fail(
-                                TrialFolder(root, trial.id),
-                                f"no result: its worker died {RESTARTS + 1} times, or never began",
-                            )
+                        _close(missing, root, begun)
                     tracker.feed()
                 finally:
                     tracker.close()
@@ -630,6 +629,18 @@ def bring_up_to_date(
     finally:
         stop.close()
     return Plan.read(plan.sweep, root)
+
+
+def _close(trials: Sequence[ablation.Trial], root: Path, begun: Mapping[str, int]) -> None:
+    """Fail what has no result: Tune ends a trial in silence when its worker keeps dying.
+
+    A trial that a scheduler preempted has saved; it goes on in the next round if it came further in this one.
+    """
+    for trial in trials:
+        folder = TrialFolder(root, trial.id)
+        state = folder.state()
+        if state.status != "interrupted" or state.step <= begun[trial.id]:
+            fail(folder, f"no result: its worker died {RESTARTS + 1} times, or never began")
 
 
 def _open_tracker(uri: str, sweep: ablation.Sweep, out: Path) -> "Tracker":

@@ -3,12 +3,14 @@
 It knows nothing of Ray or MLflow: it writes the trial's folder and calls a plain `report(step, metrics)`.
 
 Every random draw is a function of (seed, purpose, step), so nothing random needs to be saved: a run
-killed at any step and continued from its checkpoint ends with bit-identical weights on the same machine.
+killed at any step and continued from its checkpoint ends with bit-identical weights on the same CPU. (On a
+GPU the attention's backward pass adds in no fixed order.)
 """
 
 import contextlib
 import hashlib
 import io
+import itertools
 import json
 import logging
 import math
@@ -19,7 +21,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
@@ -110,29 +112,36 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
 
 def batches(
-    split: Split, config: Config, first_step: int, steps: int
-) -> Iterator[list[tuple[UInt8[Tensor, "b c s s"], Float[Tensor, " b"]]]]:
-    """The micro-batches of each step from `first_step` on, read one step ahead by a thread.
+    split: Split, config: Config, first_step: int, steps: int, pin: bool = False
+) -> Iterator[Iterator[tuple[UInt8[Tensor, "b c s s"], Float[Tensor, " b"]]]]:
+    """The micro-batches of each step from `first_step` to the last of `steps`, read one ahead by a thread.
 
-    An epoch is a permutation drawn from (seed, epoch); what does not fill its last step is left out.
+    An epoch is a permutation drawn from (seed, epoch); what does not fill its last step is left out. `pin`
+    puts them where a GPU can fetch them while the host goes on.
     """
     size, parts = config.optim.batch_size, config.optim.accumulate
     per_epoch = steps // config.optim.epochs
+    order: list[Any] = [-1, None]
 
-    def read(step: int) -> list[tuple[Tensor, Tensor]]:
-        epoch, within = divmod(step, per_epoch)
+    def read(index: int) -> tuple[Tensor, Tensor]:
+        epoch, within = divmod(index, per_epoch * parts)
         if order[0] != epoch:
             order[:] = [epoch, torch.randperm(len(split), generator=generator(config.seed, "order", epoch))]
-        chosen = order[1][within * size * parts : (within + 1) * size * parts]
-        return [split.read(indices) for indices in chosen.split(size)]
+        images, aspect = split.read(order[1][within * size : (within + 1) * size])
+        return (images.pin_memory() if pin else images), aspect
 
-    order: list[Any] = [-1, None]
-    with ThreadPoolExecutor(1) as pool:
-        ahead: Future[list[tuple[Tensor, Tensor]]] | None = None
-        for step in range(first_step, steps):
-            now = ahead or pool.submit(read, step)
-            ahead = pool.submit(read, step + 1) if step + 1 < steps else None
-            yield now.result()
+    def stream() -> Iterator[tuple[Tensor, Tensor]]:
+        last = steps * parts - 1
+        with ThreadPoolExecutor(1) as pool:
+            ahead: Future[tuple[Tensor, Tensor]] | None = None
+            for index in range(first_step * parts, last + 1):
+                now = ahead or pool.submit(read, index)
+                ahead = pool.submit(read, index + 1) if index < last else None
+                yield now.result()
+
+    micro_batches = stream()
+    for _ in range(first_step, steps):
+        yield itertools.islice(micro_batches, parts)
 
 
 # -------------------------------------------------------------------------------------------- a run
@@ -172,10 +181,11 @@ class Run:
                 f"optim.batch_size x optim.accumulate: {config.optim.batch_size * config.optim.accumulate} "
                 f"is more than the {len(dataset.train)} training images of {dataset.name}"
             )
-        self.steps = config.optim.epochs * self.per_epoch
+        self.steps = config.optim.epochs * self.per_epoch if self.optimiser else 0
         # sums of loss, term and gradient norm since the last row of the journal, and how many
         self.sums = torch.zeros(3, device=device)
         self.counted = 0
+        self.mean, self.std = (torch.tensor(values, device=device) for values in (dataset.mean, dataset.std))
         self.probe = self._probe()
         forward = self.objective.forward
         self.forward = torch.compile(forward) if config.run.compile else forward
@@ -185,8 +195,8 @@ class Run:
         count = min(self.config.evaluate.probe_images, len(self.dataset.test))
         order = torch.randperm(len(self.dataset.test), generator=generator(0, "probe"))
         images, aspect = self.dataset.test.read(order[:count])
-        whole = centre(images.to(self.device), aspect.to(self.device), self.config.data.image_size)
-        return normalise(whole, self.dataset.mean, self.dataset.std)
+        whole = centre(images.to(self.device), aspect, self.config.data.image_size)
+        return normalise(whole, self.mean, self.std)
 
     def autocast(self) -> torch.autocast:
         """bfloat16 where the config says so; the weights stay float32."""
@@ -203,31 +213,38 @@ class Run:
         side = grid * (patch + gap)
         flip = config.data.flip and self.dataset.flips
         crops = random_resized_crop(images, aspect, side, config.data.crop_scale, flip, draw)
-        crops = normalise(crops, self.dataset.mean, self.dataset.std)
-        offsets = sample_offsets(len(images), grid**2, gap, draw).to(self.device, non_blocking=True)
+        crops = normalise(crops, self.mean, self.std)
+        offsets = sample_offsets(len(images), grid**2, gap, draw)
+        offsets = offsets.to(self.device, non_blocking=True) if gap else offsets
         view = sample_view(len(images), grid**2, config.num_visible, draw)
         view = View(
             view.visible.to(self.device, non_blocking=True), view.masked.to(self.device, non_blocking=True)
         )
         return patchify(crops, patch, offsets, gap), view
 
-    def step(self, micro_batches: list[tuple[Tensor, Tensor]]) -> None:
+    def step(self, micro_batches: Iterable[tuple[Tensor, Tensor]]) -> None:
         """One optimiser step and what follows it. Nothing here waits for the device."""
         config, step, objective, optimiser = self.config, self.progress.step, self.objective, self.optimiser
         assert isinstance(objective, LatentMIM)
         assert optimiser is not None
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(config.optim, step / self.per_epoch)
-        aim = cosine_decay(step / self.steps, config.mask.similarity_start, config.mask.similarity_end)
+        # a tensor, because a compiled step would be compiled anew for another number
+        aim = torch.tensor(
+            cosine_decay(step / self.steps, config.mask.similarity_start, config.mask.similarity_end)
+        )
         draw = generator(config.seed, "step", step)
         for images, aspect in micro_batches:
             patches, view = self.views(images, aspect, draw)
             with self.autocast():
                 output = self.forward(patches, view, aim)
-            (output.loss / len(micro_batches)).backward()
-            self.sums[:2] += torch.stack([output.loss, output.term]).detach() / len(micro_batches)
-        limit = config.optim.clip_grad or math.inf
-        self.sums[2] += nn.utils.clip_grad_norm_(objective.parameters(), limit)
+            (output.loss / config.optim.accumulate).backward()
+            self.sums[:2] += torch.stack([output.loss, output.term]).detach() / config.optim.accumulate
+        gradients = [parameter.grad for parameter in objective.parameters() if parameter.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        if config.optim.clip_grad:
+            nn.utils.clip_grads_with_norm_(objective.parameters(), config.optim.clip_grad, norm)
+        self.sums[2] += norm
         self.counted += 1
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
@@ -328,8 +345,7 @@ def train(
         if state.status == "done":
             return state
         device = choose_device(config)
-        if device.type == "cpu":
-            torch.set_num_threads(config.run.threads)
+        torch.set_num_threads(config.run.threads)
         begun = time.monotonic()
         folder.update(
             status="running",
@@ -363,6 +379,10 @@ def _versions(earlier: str | None, now: str) -> str:
     return ", then ".join(filter(None, [earlier, now]))
 
 
+class _Stopped(Exception):
+    """Leaves an evaluation; the trial's last checkpoint is saved by then."""
+
+
 def _loop(run: Run, folder: TrialFolder, report: Report, stop: Callable[[], bool], begun: float) -> State:
     config, progress, earlier = run.config, run.progress, run.progress.seconds
 
@@ -385,6 +405,11 @@ def _loop(run: Run, folder: TrialFolder, report: Report, stop: Callable[[], bool
         progress.seconds = seconds()
         run.save(folder.checkpoint)
 
+    def features(images: Float[Tensor, "b c s s"]) -> Float[Tensor, "b d"]:
+        if stop():
+            raise _Stopped
+        return run.objective.features(images)
+
     latest: dict[str, float] = dict(folder.state().metrics)
     if progress.step == 0:
         initial = run.collapse_metrics()
@@ -392,7 +417,8 @@ def _loop(run: Run, folder: TrialFolder, report: Report, stop: Callable[[], bool
         note(initial)
     diverged, saved, started_at = False, time.monotonic(), (time.monotonic(), progress.step)
     if progress.step < run.steps:
-        for micro_batches in batches(run.dataset.train, config, progress.step, run.steps):
+        pin = run.device.type == "cuda"
+        for micro_batches in batches(run.dataset.train, config, progress.step, run.steps, pin):
             run.step(micro_batches)
             last = progress.step == run.steps
             if progress.step % config.run.log_every == 0 or last:
@@ -414,19 +440,24 @@ def _loop(run: Run, folder: TrialFolder, report: Report, stop: Callable[[], bool
     results: dict[str, float] = {}
     outcome: str | None = "diverged" if diverged else None
     if not diverged:
-        results = evaluate(
-            run.objective.features,
-            run.dataset,
-            config.data.image_size,
-            neighbours=config.evaluate.neighbours,
-            device=run.device,
-        )
+        try:
+            results = evaluate(
+                features,
+                run.dataset,
+                config.data.image_size,
+                neighbours=config.evaluate.neighbours,
+                device=run.device,
+            )
+        except _Stopped:
+            return folder.update(status="interrupted", seconds=seconds())
         results["eval/rank_ratio"] = run.collapse_metrics()["collapse/rank"] / progress.initial_rank
-        if run.steps:
+        if not all(map(math.isfinite, results.values())):
+            outcome, results = "diverged", {}
+        elif run.steps:
             outcome = "collapsed" if results["eval/rank_ratio"] < COLLAPSED else "learned"
     results["system/seconds"] = seconds()
-    note(results)
-    return folder.update(status="done", outcome=outcome, eta_seconds=0.0, finished=time.time())
+    note(results, status="done", outcome=outcome, eta_seconds=0.0, finished=time.time())
+    return folder.state()
 
 
 # ------------------------------------------------------------------------------------------ command

@@ -199,6 +199,8 @@ class TrialFolder:
         row = {"step": step, "time": time.time(), "metrics": {k: _to_json(v) for k, v in metrics.items()}}
         with self.journal.open("ab") as file:
             file.write(json.dumps(row, allow_nan=False).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())  # or a host that dies could keep a checkpoint newer than its journal
 
     def rows(self, offset: int = 0) -> tuple[list[Row], int]:
         """The complete rows from byte `offset` on, and the offset to go on from.

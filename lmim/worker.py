@@ -48,7 +48,7 @@ class _Recorded:
         if not isinstance(error, Exception):
             return False
         (self.folder.path / "error.txt").write_text("".join(traceback.format_exception(error)))
-        self.folder.update(status="failed", error=cause(error))
+        fail(self.folder, cause(error))
         return True
 
 

@@ -40,6 +40,7 @@ def test_a_whole_number_and_its_float_are_one_identity() -> None:
     [
         ({"mask": {"ratio": 0.99}}, "mask.ratio"),
         ({"mask": {"ratio": 0.01}}, "mask.ratio"),
+        ({"mask": {"ratio": 0.04}}, "mask.ratio"),
         ({"encoder": {"heads": 5}}, "encoder.width"),
         ({"decoder": {"heads": 3}}, "decoder.width"),
         ({"encoder": {"width": 6, "heads": 2}}, "encoder.width"),

@@ -281,8 +281,12 @@ def test_a_sweep_survives_every_kill(tmp_path: Path) -> None:
     assert [folder.state().status for folder in folders(file)] == ["interrupted"] * 2, "all was saved"
     assert not any(folder.locked() for folder in folders(file))
 
-    # and to the end
-    run(words)
+    # and to the end, though a scheduler preempts a trial on the way
+    process = start(words)
+    fourth = eventually(lambda: at_step(file, third.step + 1), "the trials go on")[0]
+    os.kill(fourth.pid, signal.SIGUSR1)
+    printed, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, printed
     for folder in folders(file):
         state = folder.state()
         assert state.status == "done"

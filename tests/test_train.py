@@ -193,6 +193,48 @@ def test_a_diverged_run_is_a_result(tmp_path: Path) -> None:
     assert "eval/knn_top1" not in state.metrics
 
 
+def test_features_that_are_not_finite_are_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights that turn NaN in the last step must not stand in the table as learned."""
+    monkeypatch.setattr("lmim.train.evaluate", lambda *_, **__: {"eval/knn_top1": float("nan")})
+    config = tiny()
+    state = train(config, TrialFolder(tmp_path, config.identity))
+    assert state.outcome == "diverged"
+    assert "eval/knn_top1" not in state.metrics
+
+
+def test_an_evaluation_can_be_stopped(tmp_path: Path) -> None:
+    """ImageNet's takes minutes, and Ctrl-C must not wait for them."""
+    config = tiny(optim__epochs=1)
+    folder = TrialFolder(tmp_path, config.identity)
+    asked: list[bool] = []
+
+    def stop() -> bool:
+        asked.append(folder.state().step == folder.state().steps)
+        return asked[-1]
+
+    assert train(config, folder, stop=stop).status == "interrupted"
+    assert weights(folder)
+    assert train(config, folder).status == "done"
+
+
+@pytest.mark.parametrize("loss", sorted(LOSSES))
+def test_losses_are_compared_in_float32(loss: str) -> None:
+    """In bfloat16 some losses would be rounded and others not, and the ablation would compare that."""
+    gradients = []
+    for precision in ("float32", "bfloat16"):
+        config = tiny(loss=loss, optim__precision=precision)
+        run = Run(config, open_dataset(config.data), torch.device("cpu"))
+        images, aspect = run.dataset.train.read(torch.arange(32))
+        patches, view = run.views(images, aspect, torch.Generator().manual_seed(0))
+        with run.autocast():
+            output = run.forward(patches, view, 0.5)
+        assert output.loss.dtype == torch.float32
+        weight = dict(run.objective.named_parameters())["encoder.embed.weight"]
+        gradients.append(torch.autograd.grad(output.loss, weight)[0])
+    full, half = gradients
+    assert (full - half).norm() < 0.1 * full.norm()
+
+
 def test_untrained_baselines_are_evaluated(tmp_path: Path) -> None:
     """The random encoder and raw pixels stand in the same table as the arms."""
     for changes in ({"optim__epochs": 0}, {"optim__epochs": 0, "objective": "raw_pixels"}):

@@ -5,7 +5,6 @@ given as parts of the canvas' sides, so cutting it and undoing the squeeze are o
 """
 
 import math
-from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, UInt8
@@ -51,15 +50,14 @@ def centre(
 
 
 def normalise(
-    images: Float[Tensor, "b c h w"], mean: Sequence[float], std: Sequence[float]
+    images: Float[Tensor, "b c h w"], mean: Float[Tensor, " c"], std: Float[Tensor, " c"]
 ) -> Float[Tensor, "b c h w"]:
     """Images of 0..1 with the dataset's mean taken away, over its standard deviation.
 
-    >>> normalise(torch.full((1, 1, 1, 2), 0.75), [0.5], [0.25]).tolist()
+    >>> normalise(torch.full((1, 1, 1, 2), 0.75), torch.tensor([0.5]), torch.tensor([0.25])).tolist()
     [[[[1.0, 1.0]]]]
     """
-    centres, spreads = (images.new_tensor(values).view(-1, 1, 1) for values in (mean, std))
-    return (images - centres) / spreads
+    return (images - mean.view(-1, 1, 1)) / std.view(-1, 1, 1)
 
 
 def sample_boxes(

@@ -155,4 +155,5 @@ def _digest(rows: Sequence[object]) -> str:
 
 
 def _threads() -> int:
-    return min(16, os.cpu_count() or 1)
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(16, usable)

@@ -50,7 +50,8 @@ def evaluate(
 def _features(
     encode: Encode, dataset: Dataset, split: Split, side: int, batch: int, device: torch.device | str
 ) -> Iterator[tuple[Float[Tensor, "b d"], Int[Tensor, " b"]]]:
+    mean, std = (torch.tensor(values, device=device) for values in (dataset.mean, dataset.std))
     for indices in torch.split(torch.arange(len(split)), batch):
         images, aspect = split.read(indices)
         whole = centre(images.to(device, non_blocking=True), aspect, side)
-        yield encode(normalise(whole, dataset.mean, dataset.std)), split.labels[indices].to(device)
+        yield encode(normalise(whole, mean, std)), split.labels[indices].to(device)

@@ -7,6 +7,7 @@ the schedules' values; the trainer owns loop, device and precision.
 
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -47,11 +48,14 @@ class LatentMIM(nn.Module):
         latents = self.encoder(patches, view.visible)
         prediction = self.decoder(latents, view)
         target = self.target.encode(self.encoder, patches, view)
-        term = self.compare(prediction, target)
-        loss = term
-        if self.config.mask.similarity:
-            constraint = similarity_constraint(prediction, latents[:, 1:], similarity_aim)
-            loss = term + self.config.mask.similarity * constraint
+        # In bfloat16 the means over patches and channels that the losses subtract would cancel badly.
+        with torch.autocast(patches.device.type, enabled=False):
+            prediction, target, latents = prediction.float(), target.float(), latents.float()
+            term = self.compare(prediction, target)
+            loss = term
+            if self.config.mask.similarity:
+                constraint = similarity_constraint(prediction, latents[:, 1:], similarity_aim)
+                loss = term + self.config.mask.similarity * constraint
         return Output(latents, target, prediction, term, loss)
 
     def patch_features(self, images: Float[Tensor, "b c s s"]) -> Float[Tensor, "b n d"]:

@@ -155,7 +155,7 @@ def test_a_small_canvas_is_used_whole() -> None:
 def test_normalise_is_per_channel() -> None:
     """Channels normalised by another's mean would shift the colours of every pretrained encoder."""
     images = torch.tensor([0.2, 0.4, 0.6]).view(1, 3, 1, 1).expand(2, 3, 4, 4)
-    out = normalise(images, [0.2, 0.3, 0.4], [1.0, 0.5, 0.1])
+    out = normalise(images, torch.tensor([0.2, 0.3, 0.4]), torch.tensor([1.0, 0.5, 0.1]))
     torch.testing.assert_close(out[1, :, 0, 0], torch.tensor([0.0, 0.2, 2.0]))
 
 
