@@ -299,11 +299,8 @@ class Plan:
     def settled(self) -> "Plan":
         """The plan after what is known by now: a ladder's stage that is over names the next one's trials."""
         name = measured(self.sweep.metric)
-        known = {
-            key: state.metrics.get(name)
-            for key, state in self.states.items()
-            if state.status in ("done", "failed")
-        }
+        # a failed trial has no result: its stage has no winner before it is run again
+        known = {key: state.metrics.get(name) for key, state in self.states.items() if state.status == "done"}
         sweep = self.sweep.replan(known)
         if sweep == self.sweep:
             return self
@@ -587,7 +584,15 @@ def command(args: argparse.Namespace, words: Sequence[str]) -> int:
         )
     if failed:
         console.print("To run what failed again, add --retry-failed.", highlight=False)
-    return 1 if failed else 0
+    waiting = [trial for trial in plan.sweep.trials if trial.provisional]
+    if waiting:
+        console.print(
+            f"{len(waiting)} trials wait for the winner of an earlier stage, which has none: every arm of it "
+            "failed or diverged, or was left out by --only",
+            style="red",
+            highlight=False,
+        )
+    return 1 if failed or waiting else 0
 
 
 def bring_up_to_date(

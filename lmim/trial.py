@@ -267,22 +267,34 @@ def write_atomic(file: Path, text: str) -> None:
     temporary.replace(file)
 
 
+MAKES_RESULTS = ("axes", "config.py", "data", "encoder.py", "evaluate", "objectives", "train.py")
+"""The part of the package that decides a trial's numbers; the rest only brings trials to it."""
+
+
 @functools.cache
 def code_version() -> str:
-    """What code made a result: the last commit that touched the package, or a hash of its sources.
+    """What code made a result: the last commit that touched what a result depends on, or a hash of it.
 
-    `<commit>` when the package is as committed, `<commit>+dirty.<8 hex of the sources>` when it
+    `<commit>` when `MAKES_RESULTS` is as committed, `<commit>+dirty.<8 hex of the sources>` when it
     is not, `<version>+<8 hex of the sources>` when it was installed without git.
     """
     package = Path(__file__).parent
     digest = hashlib.sha256()
-    for file in sorted(package.rglob("*.py")):
+    for file in sorted(file for name in MAKES_RESULTS for file in _sources(package / name)):
         digest.update(f"{file.relative_to(package)}\n".encode() + file.read_bytes())
     sources = digest.hexdigest()[:8]
-    commit = _git(package, "log", "-1", "--format=%h", "--abbrev=10", "--", ".")
+    commit = _git(package, "log", "-1", "--format=%h", "--abbrev=10", "--", *MAKES_RESULTS)
     if not commit:
         return f"{__version__}+{sources}"
-    return f"{commit}+dirty.{sources}" if _git(package, "status", "--porcelain", "--", ".") else commit
+    return (
+        f"{commit}+dirty.{sources}"
+        if _git(package, "status", "--porcelain", "--", *MAKES_RESULTS)
+        else commit
+    )
+
+
+def _sources(path: Path) -> list[Path]:
+    return [path] if path.is_file() else list(path.rglob("*.py"))
 
 
 def _git(folder: Path, *arguments: str) -> str:

@@ -389,3 +389,20 @@ def test_a_part_of_a_gpu_is_asked_for_where_there_is_one() -> None:
     assert sweep.Resources(cpus=8, gpus=0).share(quarter) == {"CPU": 1.0, "GPU": 0.0}
     with pytest.raises(UserError, match=r"run\.gpus: 2"):
         found.share(Config.model_validate({"run": {"device": "cuda", "gpus": 2.0}}))
+
+
+def test_a_ladder_without_a_winner_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Otherwise its later stages are never run, and the command calls that nothing missing."""
+    file = tmp_path / "ladder.yaml"
+    file.write_text(
+        "name: ladder\ndesign: ladder\nmetric: knn_top1\n"
+        "stages:\n  - axes: {loss: [mse, cosine]}\n  - axes: {loss.tau: [1, 2]}\n"
+    )
+    plan = load(file, sets=[*TINY, "optim.epochs=1"])
+    for trial in plan.trials:
+        if not trial.provisional:
+            folder = TrialFolder(tmp_path / "out" / "trials", trial.id)
+            folder.create(trial.config)
+            folder.update(status="done", outcome="diverged", commit="c", dataset_version="d")
+    assert sweep.main(arguments(file)) == 1
+    assert "2 trials wait for the winner" in capsys.readouterr().out

@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 import torch
 
+from analysis.claims import COLLAPSED_BELOW
 from lmim.axes.collapse import TARGETS
 from lmim.axes.decoder import DECODERS
 from lmim.axes.loss import LOSSES
 from lmim.config import Config, Optim, UserError, merge
 from lmim.data import open_dataset
-from lmim.train import Run, generator, learning_rate, main, parameter_groups, train
+from lmim.train import COLLAPSED, Run, generator, learning_rate, main, parameter_groups, train
 from lmim.trial import TrialFolder
 
 TINY: dict[str, Any] = {
@@ -191,6 +192,14 @@ def test_a_diverged_run_is_a_result(tmp_path: Path) -> None:
     state = train(config, TrialFolder(tmp_path, config.identity))
     assert (state.status, state.outcome) == ("done", "diverged")
     assert "eval/knn_top1" not in state.metrics
+
+
+def test_a_collapse_is_a_result(tmp_path: Path) -> None:
+    """The arm that collapses is the finding of its ablation, and the report must judge by the same bound."""
+    config = tiny(collapse="joint", loss="mse", mask__similarity=0.0, optim__epochs=30, optim__base_lr=0.05)
+    state = train(config, TrialFolder(tmp_path, config.identity))
+    assert (state.status, state.outcome) == ("done", "collapsed")
+    assert state.metrics["eval/rank_ratio"] < COLLAPSED == COLLAPSED_BELOW
 
 
 def test_features_that_are_not_finite_are_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

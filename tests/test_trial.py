@@ -209,10 +209,10 @@ def test_kill_9_frees_the_lock(folder: TrialFolder) -> None:
 def test_code_version_changes_with_the_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Results of different code would be averaged in silence."""
     package = tmp_path / "lmim"
-    package.mkdir()
-    source = package / "trial.py"
+    (package / "axes").mkdir(parents=True)
+    source = package / "axes" / "loss.py"
     source.write_text("one = 1\n")
-    monkeypatch.setattr(trial, "__file__", str(source))
+    monkeypatch.setattr(trial, "__file__", str(package / "trial.py"))
 
     def git(*arguments: str) -> None:
         identity = ["-c", "user.name=t", "-c", "user.email=t@localhost", "-c", "commit.gpgsign=false"]
@@ -235,9 +235,9 @@ def test_code_version_changes_with_the_sources(tmp_path: Path, monkeypatch: pyte
     git("commit", "-m", "one")
     committed = version()
     assert "+" not in committed
-    (tmp_path / "README").write_text("elsewhere")
+    (package / "sweep.py").write_text("what only brings trials to their results")
     git("add", ".")
-    git("commit", "-m", "not the package")
+    git("commit", "-m", "nothing that a result depends on")
     assert version() == committed
     source.write_text("one = 2\n")
     dirty = version()
