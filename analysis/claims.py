@@ -49,8 +49,9 @@ def judge(results: Results) -> tuple[Verdict, ...]:
 def judge_claim(text: str, results: Results) -> Verdict:
     """The verdict on one claim, from the trials that count.
 
-    `A > B`, `A < B`: paired t-interval of the difference, over equal seeds and equal remaining axes.
-    `A collapsed`, `A not collapsed`: t-interval of the rank ratio, against 0.5.
+    `A > B`, `A < B`: t-interval over seeds of the difference, paired at equal remaining axes and averaged
+    over them. `A collapsed`, `A not collapsed`: t-interval over seeds of the rank ratio, against 0.5. The
+    cells of one seed share their data order and their first weights: they are no independent draws.
     """
     try:
         claim = parse_claim(text)
@@ -61,11 +62,18 @@ def judge_claim(text: str, results: Results) -> Verdict:
     if missing := [side.text for side in sides if not side.arms]:
         return Verdict(text, UNDECIDED, metric, NOTHING, f"no arm of the plan is {missing[0]}")
     effect, notes = (_difference if claim.right else _distance)(claim.op, sides, results, metric)
-    names = {arm.name for side in sides for arm in side.arms}
-    values = [t.metrics.get(metric, math.nan) for t in results.trials if t.arm in names]
-    if lost := sum(not math.isfinite(value) for value in values):
-        notes.append(f"{count(lost, 'trial')} without a finite value")
-    return _verdict(text, metric, effect, notes)
+    lost = [_lost(side, results, metric) for side in sides]
+    if sum(lost):
+        notes.append(f"{count(sum(lost), 'trial')} without a finite value")
+    # more, less: an arm must not win by the seeds that it survived
+    ahead, behind = (lost[0], lost[-1]) if claim.op != "<" else (lost[-1], lost[0])
+    return _verdict(text, metric, effect, notes, ahead, behind)
+
+
+def _lost(side: Side, results: Results, metric: str) -> int:
+    """How many of a side's trials have no finite value: they diverged."""
+    values = [t.metrics.get(metric, math.nan) for arm in side.arms for t in results.of(arm.name)]
+    return sum(not math.isfinite(value) for value in values)
 
 
 def _difference(op: str, sides: Sequence[Side], results: Results, metric: str) -> tuple[Interval, list[str]]:
@@ -75,30 +83,52 @@ def _difference(op: str, sides: Sequence[Side], results: Results, metric: str) -
     more, less = (
         _cells(side, named, whole, results, metric) for side in (sides if op == ">" else sides[::-1])
     )
-    shared = sorted(more.keys() & less.keys())
-    effect = interval(more[cell] - less[cell] for cell in shared)
-    notes = [f"{count(effect.n, 'pair')} of equal {'seed' if whole else 'seed and other axes'}"]
+    shared = more.keys() & less.keys()
+    seeds = sorted({seed for _, seed in shared})
+    # the same cells for every seed, or a seed's difference would depend on which of its cells are there
+    rests = [rest for rest in {rest for rest, _ in shared} if all((rest, seed) in shared for seed in seeds)]
+    effect = interval(fmean(more[rest, seed] - less[rest, seed] for rest in rests) for seed in seeds if rests)
+    notes = [f"{count(effect.n, 'pair')} of equal seed" if whole else _over(effect.n, len(rests))]
     if alone := len(more.keys() ^ less.keys()):
         notes.append(f"{alone} without a partner")
     return effect, notes
 
 
+def _over(seeds: int, cells: int) -> str:
+    """
+    >>> _over(3, 4)
+    '3 seeds, each the mean over 4 cells of the other axes'
+    """
+    return f"{count(seeds, 'seed')}, each the mean over {count(cells, 'cell')} of the other axes"
+
+
 def _distance(op: str, sides: Sequence[Side], results: Results, metric: str) -> tuple[Interval, list[str]]:
     """How far the rank ratio lies on the claim's side of 0.5."""
     sign = 1 if op == "not collapsed" else -1
-    trials = [trial for arm in sides[0].arms for trial in results.of(arm.name)]
-    ratios = [ratio for trial in trials if math.isfinite(ratio := trial.metrics.get(metric, math.nan))]
-    notes = [f"rank is {fmean(ratios):.2f} of that at initialisation"] if ratios else []
-    return interval(sign * (ratio - COLLAPSED_BELOW) for ratio in ratios), notes
+    ratios: dict[int, list[float]] = {}
+    for trial in (trial for arm in sides[0].arms for trial in results.of(arm.name)):
+        if math.isfinite(ratio := trial.metrics.get(metric, math.nan)):
+            ratios.setdefault(trial.seed, []).append(ratio)
+    means = [fmean(found) for found in ratios.values()]
+    notes = (
+        [f"{count(len(means), 'seed')}; rank is {fmean(means):.2f} of that at initialisation"]
+        if means
+        else []
+    )
+    return interval(sign * (mean - COLLAPSED_BELOW) for mean in means), notes
 
 
-def _verdict(claim: str, metric: str, effect: Interval, notes: list[str]) -> Verdict:
+def _verdict(claim: str, metric: str, effect: Interval, notes: list[str], ahead: int, behind: int) -> Verdict:
+    """`ahead` and `behind`: trials that the side which the claim favours, and the other, lost."""
     if effect.low is None or effect.high is None:
         notes.append(f"an interval needs two values, there {'is' if effect.n == 1 else 'are'} {effect.n}")
         return Verdict(claim, UNDECIDED, metric, effect, "; ".join(notes))
     verdict = SUPPORTED if effect.low > 0 else CONTRADICTED if effect.high < 0 else UNDECIDED
     if verdict == UNDECIDED:
         notes.append("the interval holds zero")
+    elif ahead if verdict == SUPPORTED else behind:
+        notes.append(f"{verdict} by the seeds that did not diverge alone")
+        verdict = UNDECIDED
     return Verdict(claim, verdict, metric, effect, "; ".join(notes))
 
 

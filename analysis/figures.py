@@ -118,6 +118,36 @@ def _panel(axes: Axes, metric: str, results: Results, rows: Sequence[Row], place
         axes.scatter([found.mean], [middle], s=34, marker="D", color=face, edgecolors=colour, zorder=4)
     if metric == RANK_RATIO:
         axes.set_xlim(left=0, right=max(axes.get_xlim()[1], 1.05))
+    else:
+        _keep_the_arms_apart(axes, metric, results, rows, places)
+
+
+def _keep_the_arms_apart(
+    axes: Axes, metric: str, results: Results, rows: Sequence[Row], places: Sequence[float]
+) -> None:
+    """Where a baseline lies so far off that it would squeeze the arms together, an arrow points to it."""
+    reach = {
+        row.arm: [*(trial.metrics.get(metric, math.nan) for trial in results.of(row.arm)), *bounds]
+        for row in rows
+        for bounds in [(row.metrics[metric].low or math.nan, row.metrics[metric].high or math.nan)]
+    }
+    arms = [v for row in rows if not row.baseline for v in reach[row.arm] if math.isfinite(v)]
+    if not arms:
+        return
+    span = max(max(arms) - min(arms), 1e-9)
+    near = [v for found in reach.values() for v in found if min(arms) - 2 * span <= v <= max(arms) + 2 * span]
+    low, high = min(near), max(near)
+    for row, place in zip(rows, places, strict=True):
+        mean = row.metrics[metric].mean
+        if mean is not None and not low <= mean <= high:
+            left = mean < low
+            text, edge = (f"← {mean:.1f}", 0.01) if left else (f"{mean:.1f} →", 0.99)
+            across = axes.get_yaxis_transform()
+            axes.text(
+                edge, place, text, transform=across, **SMALL, ha="left" if left else "right", va="center"
+            )
+    margin = 0.05 * (high - low)
+    axes.set_xlim(low - margin, high + margin)
 
 
 def training(results: Results, rows: Sequence[Row], curves: Curves) -> Figure:
@@ -138,7 +168,9 @@ def training(results: Results, rows: Sequence[Row], curves: Curves) -> Figure:
             for row in shown:
                 lines = [curves[key].get(trial.run_id, {}) for trial in results.of(row.arm)]
                 _lines(axes, [line for line in lines if line], looks[row.arm])
-            axes.set_title(label(key), loc="left", fontsize=9, weight="bold")
+            several = key == "train/loss" and any("loss" in row.axes for row in shown)
+            title = f"{label(key)} (each its own)" if several else label(key)
+            axes.set_title(title, loc="left", fontsize=9, weight="bold")
             axes.set_xlabel("step")
             axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
             _scale(axes, [value for line in curves[key].values() for value in line.values()])
@@ -181,7 +213,7 @@ def _title(figure: Figure, results: Results) -> None:
 
 
 def _note(results: Results, text: str) -> str:
-    return f"{results.name}, scale {results.scale}. {text}."
+    return f"{results.name}, scale {results.setting}. {text}."
 
 
 def encoded(figure: Figure, kind: str) -> bytes:

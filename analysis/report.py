@@ -201,7 +201,7 @@ def summary(found: results.Results, frame: "pd.DataFrame") -> str:
     """The first lines of a report: what was compared, on how much, at which cost."""
     arms = int((~frame["baseline"]).sum())
     return (
-        f"Sweep **{found.name}**, scale **{found.scale}**, design {found.design}: {arms} arms and "
+        f"Sweep **{found.name}**, scale **{found.setting}**, design {found.design}: {arms} arms and "
         f"{len(frame) - arms} baselines; {len(found.trials)} trials count, {len(found.excluded)} do not; "
         f"{frame['core_hours'].sum():.2f} core-hours. The metric is `{found.metric}`."
     )
@@ -246,6 +246,16 @@ def excluded_html(excluded: Sequence[results.Excluded]) -> str:
     return html_table(["trial", "arm", "seed", "reason"], lines)
 
 
+def settings_html(found: results.Results) -> str:
+    """The config keys that have one value in all trained trials that count, as an HTML table."""
+    baselines = {arm.name for arm in found.arms if arm.baseline}
+    params = [trial.params for trial in found.trials if trial.arm not in baselines]
+    keys = sorted({key for one in params for key in one} - {"seed"})
+    values = {key: {one.get(key, "") for one in params} for key in keys}
+    lines = [[key, *found] for key, found in values.items() if len(found) == 1]
+    return f"<details><summary>{len(lines)} keys</summary>{html_table(['key', 'value'], lines)}</details>"
+
+
 def provenance_html(found: results.Results) -> str:
     """Each trial that counts: identity, arm, seed, outcome, commit and dataset version, as an HTML table."""
     lines = [
@@ -284,6 +294,9 @@ def show(report: Report, console: Console) -> None:
         for row, cells in zip(report.rows, body, strict=True):
             grid.add_row(*map(escape, cells), style="dim" if row.baseline else None)
         console.print(grid, crop=False, soft_wrap=True)
+        if hidden := len(table.cells(report.rows)[0]) - len(head):
+            line = f"({results.count(hidden, 'more column')} in {report.path / 'table.md'})"
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
     for verdict in report.verdicts:
         colour = COLOURS[verdict.verdict]
         console.print(f"[bold {colour}]{verdict.verdict:>12}[/]  ", end="")
@@ -299,7 +312,7 @@ def show(report: Report, console: Console) -> None:
             continue
         line = f"    excluded  {trial.id} {trial.arm} seed {trial.seed}: {trial.reason}"
         console.print(line, markup=False, highlight=False, soft_wrap=True)
-    if any(" is not the " in trial.reason for trial in report.excluded):
+    if any(trial.odd for trial in report.excluded):
         again = report.path.parent.parent / "trials" / "<trial>"
         line = f"To train an excluded trial anew, delete {again} and run the sweep again."
         console.print(line, markup=False, highlight=False, soft_wrap=True)

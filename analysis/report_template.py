@@ -42,6 +42,12 @@ display(Image("comparison.png", alt="Seeds, mean and interval of each arm"))
 display(Image("training.png", alt="Loss and collapse measures of each arm over the steps"))
 
 # %% [markdown]
+# ## Settings of all arms
+
+# %%
+display(HTML(report.settings_html(sweep)))
+
+# %% [markdown]
 # ## Excluded trials
 
 # %%

@@ -64,6 +64,8 @@ class Excluded:
     arm: str
     seed: int
     reason: str
+    odd: bool = False
+    """It is done, but of another commit, dataset version or scale than the others."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,8 @@ class Results:
 
     name: str
     scale: str
+    settings: Mapping[str, str]
+    """What the command line set, laid over every arm."""
     question: str
     metric: str
     design: str
@@ -83,6 +87,12 @@ class Results:
     excluded: tuple[Excluded, ...]
     digest: str
     """Of all that was read."""
+
+    @property
+    def setting(self) -> str:
+        """The scale, and what the command line changed of it."""
+        changed = ", ".join(f"{key}={value}" for key, value in self.settings.items())
+        return f"{self.scale} with {changed}" if changed else self.scale
 
     def of(self, arm: str) -> list[Trial]:
         """The trials of an arm that count."""
@@ -146,6 +156,7 @@ def assemble(plan: Mapping[str, Any], runs: Iterable[Trial]) -> Results:
 
     reasons: dict[tuple[str, str], list[str]] = {(run.id, run.arm): [] for run in done}
     data = {arm.name: _data_axes(arm) for arm in arms}
+    baseline = {arm.name: arm.baseline for arm in arms}
     kinds: tuple[tuple[str, Callable[[Trial], str], Callable[[Trial], object]], ...] = (
         ("commit", lambda run: run.commit, lambda run: None),
         ("dataset version", lambda run: run.dataset_version, lambda run: data[run.arm]),
@@ -154,14 +165,19 @@ def assemble(plan: Mapping[str, Any], runs: Iterable[Trial]) -> Results:
     for word, value, cell in kinds:
         for group in {cell(run) for run in done}:
             members = [run for run in done if cell(run) == group]
-            usual = _majority(members, value)
+            # what is only evaluated is done in seconds, and must not outvote hours of training
+            usual = _majority([run for run in members if not baseline[run.arm]] or members, value)
             same = sum(value(run) == usual for run in members)
             for run in members:
                 if (own := value(run)) != usual:
                     reasons[run.id, run.arm].append(
                         f"{word} {own or 'unknown'} is not the {usual or 'unknown'} of {count(same, 'other')}"
                     )
-    excluded += [_excluded(run, "; ".join(why)) for run in done if (why := reasons[run.id, run.arm])]
+    excluded += [
+        Excluded(run.id, run.arm, run.seed, "; ".join(why), odd=True)
+        for run in done
+        if (why := reasons[run.id, run.arm])
+    ]
 
     def order(item: Trial | Excluded) -> tuple[int, int, str, str]:
         return place.get(item.arm, len(place)), item.seed, item.arm, item.id
@@ -169,6 +185,7 @@ def assemble(plan: Mapping[str, Any], runs: Iterable[Trial]) -> Results:
     return Results(
         name=plan["name"],
         scale=plan["scale"],
+        settings=plan.get("settings", {}),
         question=plan["question"],
         metric=full_name(plan["metric"]),
         design=plan["design"],

@@ -79,7 +79,10 @@ def decimals(values: Iterable[float]) -> int:
 
 
 def cells(table: Sequence[Row], none: str = NONE) -> list[list[str]]:
-    """Head and rows as text: mean ± half of the 95 % interval; `(n=…)` where fewer seeds have the metric."""
+    """Head and rows as text: mean ± half of the 95 % interval; `(n=…)` where fewer seeds have the metric.
+
+    Equal values have no interval: raw pixels depend on no seed.
+    """
     metrics = list(table[0].metrics) if table else []
     digits = {
         key: decimals(mean for row in table if (mean := row.metrics[key].mean) is not None) for key in metrics
@@ -89,7 +92,7 @@ def cells(table: Sequence[Row], none: str = NONE) -> list[list[str]]:
         found = row.metrics[key]
         if found.mean is None:
             return none
-        half = "" if found.half is None else f" ± {found.half:.{digits[key]}f}"
+        half = "" if not found.half else f" ± {found.half:.{digits[key]}f}"
         fewer = "" if found.n == row.n else f" (n={found.n})"
         return f"{found.mean:.{digits[key]}f}{half}{fewer}"
 
@@ -109,7 +112,7 @@ def cells(table: Sequence[Row], none: str = NONE) -> list[list[str]]:
 def caption(results: Results) -> str:
     """What the figures in a table are."""
     return (
-        f"Mean ± half-width of the 95 % t-interval over n seeds; scale {results.scale}; "
+        f"Mean ± half-width of the 95 % t-interval over n seeds; scale {results.setting}; "
         "core-hours are the sum over the row's trials."
     )
 

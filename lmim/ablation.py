@@ -15,7 +15,7 @@ from typing import Any, Literal, cast
 
 from lmim.config import Config
 from lmim.located_yaml import fail, nearest, scalar, show, word
-from lmim.sweep_file import ARM, BASELINES, METRICS, Axes, Setting, Settings, Spec, read, resolve
+from lmim.sweep_file import ARM, BASELINES, METRICS, SET, Axes, Setting, Settings, Spec, read, resolve
 
 MAX_TRIALS = 10_000
 
@@ -90,6 +90,11 @@ class Sweep:
         trials are then no longer provisional.
         """
         return expand(self.spec, results)
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """What the call laid over every arm."""
+        return {key: word(s.value) for key, s in self.spec.base.items() if s.rank == SET}
 
     def where(self, key: str) -> str:
         """Where a config key was set: `file:line` or the argument; the sweep file where nobody did."""

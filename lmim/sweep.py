@@ -472,7 +472,8 @@ def conclude(plan: Plan, out: Path, uri: str, console: Console, as_json: bool) -
     if as_json:
         print(json.dumps(plan.rows()))
     report.show(built, console)
-    console.print(f"MLflow: mlflow ui --backend-store-uri {redacted(uri)}", soft_wrap=True, highlight=False)
+    place = shlex.quote(redacted(uri))
+    console.print(f"MLflow: mlflow ui --backend-store-uri {place}", soft_wrap=True, highlight=False)
 
 
 # ---------------------------------------------------------------- the command

@@ -72,6 +72,8 @@ class Plan(BaseModel):
 
     name: str
     scale: str
+    settings: dict[str, str] = {}
+    """What --set laid over every arm: such results must not pass for the scale's own."""
     question: str
     metric: str
     design: str
@@ -86,6 +88,7 @@ class Plan(BaseModel):
         return cls(
             name=sweep.name,
             scale=sweep.scale,
+            settings=sweep.settings,
             question=sweep.question,
             metric=sweep.metric,
             design=sweep.design,

@@ -69,10 +69,10 @@ def test_the_ablations_of_this_project_plan(name: str, scale: str) -> None:
     sweep = load(ABLATIONS / f"{name}.yaml", scale)
     assert sweep.name == name
     assert sweep.scale == scale
-    assert sweep.seeds == (0, 1, 2)
+    assert sweep.seeds == (3, 4, 5, 6)
     assert sweep.question
     assert sweep.claims
-    assert len(sweep.trials) == 3 * len(sweep.arms)
+    assert len(sweep.trials) == 4 * len(sweep.arms)
     assert all(trial.id == trial.config.identity for trial in sweep.trials)
     assert len({trial.id for trial in sweep.trials}) == len(sweep.trials)
 

@@ -14,12 +14,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import pytest
 
 from lmim import tracking
+from lmim.ablation import load
 from lmim.config import Config, UserError
 from lmim.tracking import Plan, PlannedArm, PlannedTrial, Tracker, connect, default_uri, main, sync
 from lmim.trial import TrialFolder
@@ -383,30 +383,30 @@ def test_a_uri_that_mlflow_refuses_is_an_error_at_the_start(stage: Stage, uri: s
         Tracker(uri.format(out=stage.out), stage.plan(), stage.out)
 
 
-def test_a_sweep_becomes_a_plan() -> None:
-    """What the report needs of the sweep file would not be stored."""
-    sweep = SimpleNamespace(
-        name="loss",
-        scale="demo",
-        question="q",
-        metric="knn_top1",
-        design="grid",
-        seeds=(0, 1),
-        claims=(SimpleNamespace(text="a > b"),),
-        arms=(SimpleNamespace(name="a", axes={"loss": "a"}, baseline=True),),
-        planned=(SimpleNamespace(id="x", arm="a", seed=1),),
+def test_a_sweep_becomes_a_plan(tmp_path: Path) -> None:
+    """What the report needs of the sweep file, and of the command line, would not be stored."""
+    file = tmp_path / "loss.yaml"
+    file.write_text(
+        "name: loss\nquestion: q\naxes: {loss: [mse, cosine]}\nseeds: [0, 1]\nmetric: knn_top1\n"
+        "claims: [mse > cosine]\nbaselines: [random_encoder]\n"
     )
-    plan = Plan.of(cast("tracking.Sweep", sweep))
-    assert plan.model_dump(mode="json") == {
+    sweep = load(file, sets=["optim.epochs=1"], only=["mse"])
+    plan = Plan.of(sweep).model_dump(mode="json")
+    assert plan.pop("trials") == [{"id": t.id, "arm": t.arm, "seed": t.seed} for t in sweep.planned]
+    assert plan == {
         "name": "loss",
         "scale": "demo",
+        "settings": {"optim.epochs": "1"},
         "question": "q",
         "metric": "knn_top1",
         "design": "grid",
         "seeds": [0, 1],
-        "claims": ["a > b"],
-        "arms": [{"name": "a", "axes": {"loss": "a"}, "baseline": True}],
-        "trials": [{"id": "x", "arm": "a", "seed": 1}],
+        "claims": ["mse > cosine"],
+        "arms": [
+            {"name": "mse", "axes": {"loss": "mse"}, "baseline": False},
+            {"name": "cosine", "axes": {"loss": "cosine"}, "baseline": False},
+            {"name": "random_encoder", "axes": {}, "baseline": True},
+        ],
     }
 
 

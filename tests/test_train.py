@@ -253,10 +253,9 @@ def test_untrained_baselines_are_evaluated(tmp_path: Path) -> None:
         assert state.metrics["eval/knn_top1"] > 20  # ten classes: chance is 10
 
 
-def test_a_missing_gpu_is_said_before_anything_runs(tmp_path: Path) -> None:
+def test_a_missing_gpu_is_said_before_anything_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the check the user reads a CUDA traceback."""
-    if torch.cuda.is_available():
-        return
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(UserError, match="no GPU"):
         train(tiny(run__device="cuda"), TrialFolder(tmp_path, "x" * 12))
 

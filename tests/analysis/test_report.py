@@ -200,8 +200,9 @@ def test_terms_pair_over_the_remaining_axes() -> None:
         runs.append(results.Trial(t["id"], t["arm"], t["seed"], t["id"], metrics={"eval/knn_top1": value}))
     found = results.assemble(plan, runs)
     verdict = claims.judge_claim("gap=1 > mask.gap=0", found)
-    assert verdict.effect.n == 4
+    assert verdict.effect.n == 2, "cells of one seed are no independent draws"
     assert verdict.effect.mean == pytest.approx(1.05)
+    assert "2 seeds, each the mean over 2 cells" in verdict.reason
     assert verdict.verdict == "supported"
     whole = claims.judge_claim("gap=1 similarity=0.1 > gap=0 similarity=0.1", found)
     assert whole.effect.n == 2
@@ -219,6 +220,25 @@ def test_diverged_trial_counts_but_has_no_value() -> None:
     verdict = claims.judge_claim("patch_discrimination > mse", found)
     assert verdict.effect.n == 2
     assert "1 trial without a finite value" in verdict.reason
+    assert claims.judge_claim("mse < patch_discrimination", found).verdict == "supported"
+    assert claims.judge_claim("mse > patch_discrimination", found).verdict == "contradicted"
+
+
+def test_an_arm_does_not_win_by_the_seeds_that_it_survived() -> None:
+    """An arm that diverges on one seed of three is not better, however good the other two are."""
+    runs = [replace(r, metrics={}) if r.id == "patch_discrimination-0" else r for r in RUNS]
+    found = results.assemble(PLAN, runs)
+    for claim in ("patch_discrimination > mse", "mse > patch_discrimination", "mse < patch_discrimination"):
+        verdict = claims.judge_claim(claim, found)
+        assert verdict.verdict == "undecided"
+        assert "by the seeds that did not diverge alone" in verdict.reason
+
+
+def test_baselines_do_not_outvote_the_training() -> None:
+    """Baselines run again in seconds after an edit would throw hours of training out of the table."""
+    runs = [replace(r, commit="new") if r.arm in BASELINES or r.id == "mse-0" else r for r in RUNS]
+    odd = {e.arm for e in results.assemble(PLAN, runs).excluded}
+    assert odd == {*BASELINES, "mse"}
 
 
 @pytest.mark.parametrize(
