@@ -18,8 +18,8 @@ from lmim.trial import State
 
 SHIPPED = Path(__file__).parent.parent / "analysis" / "benchmarks"
 ASSUMED_GPU = (
-    9e13,
-    "assuming 90 TFLOP/s on one GPU, an A100 at 30 % of its bfloat16 peak; a small model reaches less",
+    4.5e13,
+    "assuming 45 TFLOP/s on one GPU, an A100 at 15 % of its bfloat16 peak; a small model reaches far less",
 )
 
 

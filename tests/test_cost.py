@@ -127,10 +127,10 @@ def test_a_gpu_that_was_never_measured_is_an_assumption() -> None:
     whole, half = (config(run__device="cuda", run__gpus=share, optim__epochs=100) for share in (1.0, 0.5))
     found = cost.estimate([(whole, 100)] * 2, [], ONE_CORE, [("mine", RECORD)])
     assert found is not None
-    assert found.basis.startswith("assuming 90 TFLOP/s")
+    assert found.basis.startswith("assuming 45 TFLOP/s")
     flops = cost.training_flops(whole, 100) + cost.evaluation_flops(whole)
     assert found.core_hours == 0
-    assert found.gpu_hours == pytest.approx(2 * flops / 9e13 / 3600)
+    assert found.gpu_hours == pytest.approx(2 * flops / 4.5e13 / 3600)
     shared = cost.estimate([(half, 100)] * 2, [], ONE_CORE, [("mine", RECORD)])
     assert shared is not None
     assert hours(shared) == hours(found)
