@@ -394,6 +394,10 @@ def _claims(spec: Spec, arms: Sequence[Arm]) -> tuple[Claim, ...]:
                 f"expected one of {', '.join(METRICS)}, found {show(claim.metric)}"
                 + nearest(claim.metric, METRICS),
             )
+        for leaf in re.findall(r"(?<!\S)(\w+)=", f"{claim.left} {claim.right or ''}"):
+            meant = sorted({key for arm in arms for key in arm.axes if key.rpartition(".")[2] == leaf})
+            if len(meant) > 1:
+                fail(where, f"{leaf} is {' or '.join(meant)}: write it in full")
         chosen = [
             {arm.name for arm in arms if selects(side, arm.name, arm.axes)}
             for side in (claim.left, claim.right)
