@@ -19,8 +19,8 @@ from lmim.sweep_file import ARM, BASELINES, METRICS, SET, Axes, Setting, Setting
 
 MAX_TRIALS = 10_000
 
-EMBEDDED = ("glyphs", "digits")
-"""The datasets that come with the package: `data.path` says nothing about them."""
+ON_DISK = ("imagefolder", "cifar10", "cifar100")
+"""The datasets that `data.path` must lead to."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class Sweep:
             UserError: one does not; a trial would say so too, but each for itself, and late.
         """
         for data in {trial.config.data for trial in trials}:
-            if data.name in EMBEDDED:
+            if data.name not in ON_DISK:
                 continue
             path = Path(data.path or "").expanduser()
             if data.path is None or not path.is_dir():

@@ -171,6 +171,8 @@ def estimate(
     bases: dict[str, None] = {}
     seconds: list[float] = []
     for config, epochs in missing:
+        if config.data.name not in SIZES:  # a dataset of the user's own
+            return None
         device = machine.device(config)
         flops = training_flops(config, epochs) + evaluation_flops(config)
         if pace := paces.get(kind(config, device)):
@@ -201,7 +203,7 @@ def _paces(finished: Iterable[tuple[Config, State]]) -> dict[str, list[float]]:
     """Seconds a FLOP of each kind of trial."""
     paces: dict[str, list[float]] = {}
     for config, state in finished:
-        if state.status == "done" and state.outcome != "diverged":
+        if state.status == "done" and state.outcome != "diverged" and config.data.name in SIZES:
             device = "cpu" if state.device in (None, platform.machine()) else "cuda"
             flops = training_flops(config, config.optim.epochs) + evaluation_flops(config)
             paces.setdefault(kind(config, device), []).append(state.seconds / flops)
