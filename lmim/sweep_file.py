@@ -24,6 +24,7 @@ METRICS = (
     *("collapse/rank", "collapse/image_cosine", "collapse/patch_cosine", "collapse/std"),
     "train/loss",
 )
+LESS_IS_BETTER = ("collapse/image_cosine", "collapse/patch_cosine", "train/loss")
 
 BASELINES: dict[str, dict[str, Any]] = {
     "random_encoder": {"optim.epochs": 0},
@@ -317,6 +318,8 @@ def read(
             f"metric: expected one of {', '.join(METRICS)}, found {show(file.metric)}"
             + nearest(file.metric, METRICS),
         )
+    if file.metric in LESS_IS_BETTER and any(stage.select == "best" for stage in file.stages):
+        fail(where("metric"), f"metric: a stage keeps the highest, and of {file.metric} less is better")
     for number, name in enumerate(file.baselines):
         if name not in BASELINES:
             fail(

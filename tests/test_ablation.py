@@ -324,6 +324,10 @@ AXES = "axes: {loss: [mse, cosine]}\n"
             "axes: {encoder.depth: [1, 2], projector.depth: [0, 3]}\nclaims: [depth=3 > depth=0]\n",
             "sweep.yaml:4: claims.0: depth is encoder.depth or projector.depth: write it in full",
         ),
+        (
+            "design: ladder\nstages: [{axes: {loss: [mse]}}]\nmetric: train/loss\n",
+            "sweep.yaml:5: metric: a stage keeps the highest, and of train/loss less is better",
+        ),
         (AXES + "claims: [mse beats cosine]\n", "sweep.yaml:4: claims.0: expected A > B"),
         (AXES + "claims: [mse > cosine on knn]\n", "sweep.yaml:4: claims.0: expected one of nn_top1"),
         (AXES + "claims: [mse > mse]\n", "sweep.yaml:4: claims.0: expected two sides without a common arm"),
