@@ -123,6 +123,9 @@ def _verdict(claim: str, metric: str, effect: Interval, notes: list[str], ahead:
     if effect.low is None or effect.high is None:
         notes.append(f"an interval needs two values, there {'is' if effect.n == 1 else 'are'} {effect.n}")
         return Verdict(claim, UNDECIDED, metric, effect, "; ".join(notes))
+    if effect.low == effect.high:  # as two seeds may by chance: no spread is not certainty
+        notes.append("all seeds differ by the same, which tells nothing of their spread")
+        return Verdict(claim, UNDECIDED, metric, effect, "; ".join(notes))
     verdict = SUPPORTED if effect.low > 0 else CONTRADICTED if effect.high < 0 else UNDECIDED
     if verdict == UNDECIDED:
         notes.append("the interval holds zero")

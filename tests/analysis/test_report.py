@@ -234,6 +234,14 @@ def test_an_arm_does_not_win_by_the_seeds_that_it_survived() -> None:
         assert "by the seeds that did not diverge alone" in verdict.reason
 
 
+def test_seeds_without_spread_decide_nothing() -> None:
+    """Two small test sets may give the same difference twice; an interval of no width would be certain of it."""
+    runs = [replace(r, metrics={"eval/knn_top1": 9.0 if r.arm == "mse" else 8.0}) for r in RUNS]
+    verdict = claims.judge_claim("mse > cosine", results.assemble(PLAN, runs))
+    assert verdict.verdict == "undecided"
+    assert "nothing of their spread" in verdict.reason
+
+
 def test_baselines_do_not_outvote_the_training() -> None:
     """Baselines run again in seconds after an edit would throw hours of training out of the table."""
     runs = [replace(r, commit="new") if r.arm in BASELINES or r.id == "mse-0" else r for r in RUNS]
