@@ -211,7 +211,7 @@ def test_terms_pair_over_the_remaining_axes() -> None:
 def test_diverged_trial_counts_but_has_no_value() -> None:
     """A diverged trial is a result: it stands in n and in the outcome, and its gap is said."""
     runs = [*RUNS]
-    runs[0] = replace(runs[0], outcome="diverged", metrics={"system/seconds": 36.0})
+    runs[1] = replace(runs[1], outcome="diverged", metrics={"system/seconds": 36.0})
     found = results.assemble(PLAN, runs)
     row = table.rows(found)[0]
     assert (row.n, row.metrics["eval/knn_top1"].n) == (3, 2)
@@ -226,7 +226,7 @@ def test_diverged_trial_counts_but_has_no_value() -> None:
 
 def test_an_arm_does_not_win_by_the_seeds_that_it_survived() -> None:
     """An arm that diverges on one seed of three is not better, however good the other two are."""
-    runs = [replace(r, metrics={}) if r.id == "patch_discrimination-0" else r for r in RUNS]
+    runs = [replace(r, metrics={}) if r.id == "patch_discrimination-1" else r for r in RUNS]
     found = results.assemble(PLAN, runs)
     for claim in ("patch_discrimination > mse", "mse > patch_discrimination", "mse < patch_discrimination"):
         verdict = claims.judge_claim(claim, found)
@@ -235,7 +235,7 @@ def test_an_arm_does_not_win_by_the_seeds_that_it_survived() -> None:
 
 
 def test_seeds_without_spread_decide_nothing() -> None:
-    """Two small test sets may give the same difference twice; an interval of no width would be certain of it."""
+    """Two may agree by chance, and an interval of no width would be certain of it."""
     runs = [replace(r, metrics={"eval/knn_top1": 9.0 if r.arm == "mse" else 8.0}) for r in RUNS]
     verdict = claims.judge_claim("mse > cosine", results.assemble(PLAN, runs))
     assert verdict.verdict == "undecided"
