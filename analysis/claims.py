@@ -89,7 +89,9 @@ def _difference(op: str, sides: Sequence[Side], results: Results, metric: str) -
     rests = [rest for rest in {rest for rest, _ in shared} if all((rest, seed) in shared for seed in seeds)]
     effect = interval(fmean(more[rest, seed] - less[rest, seed] for rest in rests) for seed in seeds if rests)
     notes = [f"{count(effect.n, 'pair')} of equal seed" if whole else _over(effect.n, len(rests))]
-    if alone := len(more.keys() ^ less.keys()):
+    # a ladder plans most of its cells without one
+    left, right = ({_rest(arm, named, whole) for arm in side.arms} for side in sides)
+    if alone := sum(rest in left & right for rest, _ in more.keys() ^ less.keys()):
         notes.append(f"{alone} without a partner")
     return effect, notes
 
@@ -142,15 +144,18 @@ def _side(text: str, results: Results) -> Side:
     return Side(text, arms, frozenset(named), whole="=" not in text)
 
 
+def _rest(arm: Arm, named: frozenset[str], whole: bool) -> tuple[str, ...]:
+    """The axes that the claim does not name, with the arm's values."""
+    return () if whole else tuple(f"{k}={spelled(v)}" for k, v in sorted(arm.axes.items()) if k not in named)
+
+
 def _cells(
     side: Side, named: frozenset[str], whole: bool, results: Results, metric: str
 ) -> dict[tuple[tuple[str, ...], int], float]:
     """Remaining axes and seed -> the value there; the mean where a side has several arms in one cell."""
     values: dict[tuple[tuple[str, ...], int], list[float]] = {}
     for arm in side.arms:
-        rest = (
-            () if whole else tuple(f"{k}={spelled(v)}" for k, v in sorted(arm.axes.items()) if k not in named)
-        )
+        rest = _rest(arm, named, whole)
         for trial in results.of(arm.name):
             value = trial.metrics.get(metric, math.nan)
             if math.isfinite(value):
