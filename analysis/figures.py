@@ -146,7 +146,7 @@ def _keep_the_arms_apart(
             axes.text(
                 edge, place, text, transform=across, **SMALL, ha="left" if left else "right", va="center"
             )
-    margin = 0.05 * (high - low)
+    margin = 0.05 * (high - low) or 1.0
     axes.set_xlim(low - margin, high + margin)
 
 
