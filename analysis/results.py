@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from lmim.command import brief, redacted
 from lmim.config import UserError
+from lmim.sweep_file import full_name
 
 if TYPE_CHECKING:  # importing MLflow takes a second, and only `read` and `curves` need it
     from mlflow import MlflowClient
@@ -114,15 +115,6 @@ def count(number: int, word: str) -> str:
     ('1 trial', '2 trials')
     """
     return f"{number} {word}{'' if number == 1 else 's'}"
-
-
-def full_name(metric: str) -> str:
-    """A metric as MLflow has it: a bare word is an evaluation's.
-
-    >>> full_name("knn_top1"), full_name("collapse/rank")
-    ('eval/knn_top1', 'collapse/rank')
-    """
-    return metric if "/" in metric else f"eval/{metric}"
 
 
 def assemble(plan: Mapping[str, Any], runs: Iterable[Trial]) -> Results:

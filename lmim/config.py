@@ -302,11 +302,6 @@ def merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def known_keys() -> list[str]:
-    """Every dotted key that a config has."""
-    return list(Config().flat()) + [name for name, _ in _sections()]
-
-
 def _sections() -> list[tuple[str, type[Section]]]:
     found = []
     for name, field in Config.model_fields.items():

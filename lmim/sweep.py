@@ -41,6 +41,7 @@ from rich.table import Table
 from lmim import ablation, cost
 from lmim.command import Parser, brief, exit_code, out_folder, redacted
 from lmim.config import Config, UserError
+from lmim.sweep_file import full_name
 from lmim.trial import State, TrialFolder
 from lmim.worker import GRACE, RESTARTS, fail, run_here, run_on_worker
 
@@ -146,14 +147,11 @@ def serial(root: Path, stop: Stop) -> Iterator[Executor]:
 
     def execute(trials: Sequence[ablation.Trial]) -> None:
         for trial in trials:
+            resources.share(trial.config)
+        for trial in trials:
             run_here(trial.config, TrialFolder(root, trial.id), stop.wanted)
 
-    def checked(trials: Sequence[ablation.Trial]) -> None:
-        for trial in trials:
-            resources.share(trial.config)
-        execute(trials)
-
-    yield checked
+    yield execute
 
 
 @contextlib.contextmanager
@@ -298,7 +296,7 @@ class Plan:
 
     def settled(self) -> "Plan":
         """The plan after what is known by now: a ladder's stage that is over names the next one's trials."""
-        name = measured(self.sweep.metric)
+        name = full_name(self.sweep.metric)
         # a failed trial has no result: its stage has no winner before it is run again
         known = {key: state.metrics.get(name) for key, state in self.states.items() if state.status == "done"}
         sweep = self.sweep.replan(known)
@@ -318,15 +316,6 @@ class Plan:
             }
             for trial in self.sweep.trials
         ]
-
-
-def measured(metric: str) -> str:
-    """A metric's whole name: the sweep file leaves `eval/` out.
-
-    >>> measured("knn_top1"), measured("collapse/rank")
-    ('eval/knn_top1', 'collapse/rank')
-    """
-    return metric if "/" in metric else f"eval/{metric}"
 
 
 def standing(folder: TrialFolder) -> State:
@@ -400,7 +389,7 @@ def trial_table(plan: Plan, running_only: bool = False) -> Table:
 
 
 def _measure(state: State, metric: str) -> str:
-    name = measured(metric)
+    name = full_name(metric)
     if name in state.metrics:
         return f"{state.metrics[name]:.2f}"
     loss = state.metrics.get("train/loss")

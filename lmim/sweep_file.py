@@ -53,6 +53,15 @@ KEYS = tuple(Config().flat())
 SECTIONS = frozenset(key.partition(".")[0] for key in KEYS if "." in key)
 
 
+def full_name(metric: str) -> str:
+    """A metric as MLflow has it: a bare word is an evaluation's.
+
+    >>> full_name("knn_top1"), full_name("collapse/rank")
+    ('eval/knn_top1', 'collapse/rank')
+    """
+    return metric if "/" in metric else f"eval/{metric}"
+
+
 def config_key(key: str, where: str) -> str:
     """The one spelling of a config key (`loss.kind` is `loss`), or a UserError with the nearest."""
     section, _, leaf = key.partition(".")
