@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from analysis.claims import spelled
 from analysis.intervals import Interval, interval
-from analysis.results import Arm, Results
+from analysis.results import Arm, Results, Trial
 
 NONE = "-"
 
@@ -43,9 +43,13 @@ def _row(arm: Arm, results: Results) -> Row:
         len(trials),
         {key: interval(t.metrics[key] for t in trials if key in t.metrics) for key in results.metrics},
         dict(sorted(Counter(t.outcome for t in trials if t.outcome).items())),
-        math.fsum(t.metrics.get("system/seconds", 0) * float(t.params.get("run.cpus", 1)) for t in trials)
-        / 3600,
+        math.fsum(map(_core_seconds, trials)) / 3600,
     )
+
+
+def _core_seconds(trial: Trial) -> float:
+    cores = float(trial.params.get("run.cpus", 1)) * float(trial.params.get("run.processes", 1))
+    return trial.metrics.get("system/seconds", 0.0) * cores
 
 
 LABELS = {

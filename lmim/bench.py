@@ -36,9 +36,11 @@ from lmim import ablation, cost
 from lmim.command import Parser, exit_code, out_folder
 from lmim.config import Config, UserError, merge
 from lmim.data import Dataset, open_dataset
+from lmim.data.augment import WHOLE
+from lmim.data.batches import batches
 from lmim.evaluate import evaluate
 from lmim.sweep import local_resources
-from lmim.train import Run, batches
+from lmim.train import Run
 from lmim.trial import TrialFolder, code_version, write_atomic
 
 Json = dict[str, Any]
@@ -67,14 +69,18 @@ class Noise:
     """A split of random images that lie on the device: a few, over and over."""
 
     def __init__(self, images: UInt8[Tensor, "k c s s"], count: int) -> None:
-        self.images, self.labels = images, torch.arange(count) % 10
+        self.images, self.labels, self.aspect = images, torch.arange(count) % 10, torch.ones(count)
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def read(self, indices: Int[Tensor, " b"]) -> tuple[UInt8[Tensor, "b c s s"], Float[Tensor, " b"]]:
-        """Images, all of them square."""
-        return self.images[indices % len(self.images)], torch.ones(len(indices))
+    def read(
+        self, indices: Int[Tensor, " b"], side: int, boxes: Float[Tensor, "b 4"] | None = None
+    ) -> tuple[UInt8[Tensor, "b c s s"], Float[Tensor, "b 4"]]:
+        """The whole images."""
+        return self.images[indices % len(self.images)], WHOLE.expand(
+            len(indices), 4
+        ) if boxes is None else boxes
 
 
 def noise(config: Config, size: cost.Size) -> Dataset:
@@ -93,8 +99,8 @@ class Steps:
         self.device = torch.device(config.run.device)
         torch.set_num_threads(config.run.threads)
         self.run = Run(config, noise(config, cost.size_of(config)), self.device)
-        self.feed = batches(self.run.dataset.train, config, 0, self.run.steps)
-        self.images = config.optim.batch_size * config.optim.accumulate
+        self.feed = batches(self.run.dataset, config, 0, self.run.steps)
+        self.images = config.step_images
 
     def seconds(self, steps: int = 1) -> float:
         """How long so many more steps take, on the device too."""

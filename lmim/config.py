@@ -131,8 +131,9 @@ class Optim(Section):
     epochs: Count = 12
     """0 evaluates the encoder as it was initialised."""
     batch_size: PositiveInt = 128
+    """Images of a micro-batch: those that one loss is taken over."""
     accumulate: PositiveInt = 1
-    """Micro-batches a step: the effective batch is batch_size x accumulate."""
+    """Micro-batches a step, shared by run.processes: the effective batch is batch_size x accumulate."""
     base_lr: Positive = 1.5e-4
     """lr = base_lr x effective batch / 256."""
     warmup_epochs: NonNegative = 0.6
@@ -160,9 +161,12 @@ class Run(Section):
     log_every: PositiveInt = 20
     """Steps between two rows of the journal."""
     checkpoint_seconds: NonNegative = 30.0
+    processes: PositiveInt = 1
+    """Processes that share the micro-batches of each step (data parallel), on one machine."""
     gpus: Positive = 1.0
-    """GPUs, or the part of one, that a trial takes where there are any."""
+    """The part of a GPU that each process takes where there are any; all of it if there are several."""
     cpus: PositiveInt = 1
+    """Cores that each process takes."""
 
 
 class Config(Section):
@@ -199,6 +203,25 @@ class Config(Section):
                 0 < self.num_visible < self.grid**2,
                 f"{self.mask.ratio:g} of {self.grid**2} patches leaves {self.num_visible} visible: "
                 "one or more must be visible and masked, of (data.image_size / encoder.patch_size) squared",
+            ),
+        ]
+        run = self.run
+        rules += [
+            (
+                "run.processes",
+                self.optim.accumulate % run.processes == 0,
+                f"{run.processes} processes cannot share {self.optim.accumulate} micro-batches alike: "
+                "optim.accumulate must be divisible by it",
+            ),
+            (
+                "run.gpus",
+                run.gpus <= 1,
+                f"{run.gpus:g}: a process trains on one GPU: for more of them set run.processes",
+            ),
+            (
+                "run.gpus",
+                run.gpus == 1 or run.processes == 1 or run.device == "cpu",
+                f"{run.gpus:g}: several run.processes take one GPU each: set run.gpus=1 or run.device=cpu",
             ),
         ]
         if self.loss.kind == "patch_discrimination":
@@ -239,6 +262,11 @@ class Config(Section):
     def num_visible(self) -> int:
         """Patches that the online encoder sees: 20 of ImageNet's 196 at the published ratio of 0.9."""
         return round(self.grid**2 * (1 - self.mask.ratio))
+
+    @property
+    def step_images(self) -> int:
+        """Images of an optimiser's step: the effective batch."""
+        return self.optim.batch_size * self.optim.accumulate
 
     @property
     def identity(self) -> str:

@@ -112,8 +112,7 @@ def evaluation_flops(config: Config, size: Size | None = None) -> float:
 
 def training_flops(config: Config, epochs: int) -> float:
     """FLOPs of so many epochs, the watch on collapse included."""
-    step = config.optim.batch_size * config.optim.accumulate
-    images = size_of(config).train // step * step
+    images = size_of(config).train // config.step_images * config.step_images
     watch = config.evaluate.probe_images * _encoder(config, config.grid**2, project=False)
     return epochs * (images * step_flops(config) + watch / config.evaluate.every_epochs)
 
@@ -136,9 +135,10 @@ class Machine:
 
     def slots(self, config: Config) -> int:
         """Trials like this one that run at the same time."""
-        slots = math.floor(self.cores / config.run.cpus)
+        run = config.run
+        slots = math.floor(self.cores / (run.cpus * run.processes))
         if self.device(config) == "cuda":
-            on_gpus = math.floor(max(self.gpus, 1) / config.run.gpus)
+            on_gpus = math.floor(max(self.gpus, 1) / (run.gpus * run.processes))
             slots = min(slots, on_gpus) if self.gpus else on_gpus
         return max(1, min(slots, self.limit or slots))
 
@@ -183,9 +183,11 @@ def estimate(
             if rate is None:
                 return None
             training, evaluation, basis = rate
-            seconds.append(training_flops(config, epochs) / training + evaluation_flops(config) / evaluation)
+            # evaluation is the first process' alone
+            apart = training_flops(config, epochs) / (training * config.run.processes)
+            seconds.append(apart + evaluation_flops(config) / evaluation)
         bases[basis] = None
-        share = config.run.gpus if device == "cuda" else config.run.cpus
+        share = config.run.processes * (config.run.gpus if device == "cuda" else config.run.cpus)
         hours[device] += seconds[-1] * share / 3600
         slots = max(slots, [0.0] * machine.slots(config), key=len)
     for one in sorted(seconds, reverse=True):  # each trial goes to the slot that is free first
@@ -195,7 +197,8 @@ def estimate(
 
 def kind(config: Config, device: str) -> str:
     """Trials whose seconds a FLOP are alike."""
-    how = f"{device} {config.optim.precision} {config.optim.batch_size} {config.run.compile}"
+    run, optim = config.run, config.optim
+    how = f"{device} {optim.precision} {optim.batch_size} {run.compile} {run.processes}"
     return f"{config.objective} {config.optim.epochs > 0} {config.data} {config.encoder} {how}"
 
 

@@ -71,17 +71,20 @@ class Resources:
             UserError: it can never be met; Ray would wait for ever.
         """
         run = config.run
-        gpus = 0.0 if run.device == "cpu" or (run.device == "auto" and not self.gpus) else run.gpus
+        on_cpu = run.device == "cpu" or (run.device == "auto" and not self.gpus)
+        gpus, cpus = 0.0 if on_cpu else run.gpus * run.processes, float(run.cpus * run.processes)
         if gpus > self.gpus:
+            key = "run.processes" if run.processes > 1 else "run.device"
             raise UserError(
-                f"{place('run.device')}: {run.device} with run.gpus: {run.gpus:g}: {self.gpus:g} GPUs found "
-                "here; use --set run.device=cpu, or name a cluster with --address"
+                f"{place(key)}: a trial asks for {gpus:g} GPUs, and {self.gpus:g} are found here; use "
+                "--set run.device=cpu, or name a cluster with --address"
             )
-        if run.cpus > self.cpus:
+        if cpus > self.cpus:
             raise UserError(
-                f"{place('run.cpus')}: {run.cpus}: a trial asks for more than the {self.cpus:g} cores found"
+                f"{place('run.cpus')}: a trial asks for {cpus:g} cores (run.cpus x run.processes), more than "
+                f"the {self.cpus:g} found"
             )
-        return {"CPU": float(run.cpus), "GPU": gpus}
+        return {"CPU": cpus, "GPU": gpus}
 
 
 def local_resources() -> Resources:

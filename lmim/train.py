@@ -2,15 +2,13 @@
 
 It knows nothing of Ray or MLflow: it writes the trial's folder and calls a plain `report(step, metrics)`.
 
-Every random draw is a function of (seed, purpose, step), so nothing random needs to be saved: a run
-killed at any step and continued from its checkpoint ends with bit-identical weights on the same CPU. (On a
-GPU the attention's backward pass adds in no fixed order.)
+Nothing random needs to be saved (see `data/batches.py`): a run killed at any step and continued from its
+checkpoint ends with bit-identical weights on the same CPU. (On a GPU the attention's backward pass adds in no
+fixed order.) The processes of a data parallel run all go through the same steps (see `parallel.py`).
 """
 
 import contextlib
-import hashlib
 import io
-import itertools
 import json
 import logging
 import math
@@ -21,27 +19,27 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 from torch import Tensor, nn
 
-from lmim import ablation
-from lmim.axes.mask import cosine_decay, patchify, sample_offsets, sample_view
+from lmim import ablation, parallel
+from lmim.axes.mask import cosine_decay, patchify
 from lmim.command import Parser, exit_code, out_folder
 from lmim.config import Config, Optim, UserError
-from lmim.data import Dataset, Split, open_dataset
-from lmim.data.augment import centre, normalise, random_resized_crop
+from lmim.data import Dataset, open_dataset
+from lmim.data.augment import crop, normalise
+from lmim.data.batches import MicroBatch, batches, generator
 from lmim.encoder import View
 from lmim.evaluate import evaluate
 from lmim.evaluate.collapse import diagnostics
@@ -58,22 +56,23 @@ COLLAPSED = 0.5
 """A trial has collapsed when training left its features less than this part of their initial rank."""
 
 
-def generator(seed: int, purpose: str, index: int = 0) -> torch.Generator:
-    """A CPU generator whose stream depends on the trial's seed, what it is for, and the step or epoch."""
-    digest = hashlib.blake2b(f"{seed}/{purpose}/{index}".encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "little", signed=True))
-
-
 def choose_device(config: Config) -> torch.device:
     """The device that the config asks for; `auto` is the GPU where there is one.
 
     Raises:
-        UserError: a GPU is asked for and there is none.
+        UserError: there are fewer GPUs than it asks for.
     """
     available = torch.cuda.is_available()
     if config.run.device == "cuda" and not available:
         raise UserError("run.device: cuda is asked for, but this machine shows no GPU; use run.device=auto")
-    return torch.device("cuda" if available and config.run.device != "cpu" else "cpu")
+    if not available or config.run.device == "cpu":
+        return torch.device("cpu")
+    if config.run.processes > torch.cuda.device_count():
+        raise UserError(
+            f"run.processes: {config.run.processes} take a GPU each, but this machine shows "
+            f"{torch.cuda.device_count()}: ask for fewer"
+        )
+    return torch.device("cuda")
 
 
 # ---------------------------------------------------------------------------------------- schedules
@@ -108,42 +107,6 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     ]
 
 
-# --------------------------------------------------------------------------------------------- data
-
-
-def batches(
-    split: Split, config: Config, first_step: int, steps: int, pin: bool = False
-) -> Iterator[Iterator[tuple[UInt8[Tensor, "b c s s"], Float[Tensor, " b"]]]]:
-    """The micro-batches of each step from `first_step` to the last of `steps`, read one ahead by a thread.
-
-    An epoch is a permutation drawn from (seed, epoch); what does not fill its last step is left out. `pin`
-    puts them where a GPU can fetch them while the host goes on.
-    """
-    size, parts = config.optim.batch_size, config.optim.accumulate
-    per_epoch = steps // config.optim.epochs
-    order: list[Any] = [-1, None]
-
-    def read(index: int) -> tuple[Tensor, Tensor]:
-        epoch, within = divmod(index, per_epoch * parts)
-        if order[0] != epoch:
-            order[:] = [epoch, torch.randperm(len(split), generator=generator(config.seed, "order", epoch))]
-        images, aspect = split.read(order[1][within * size : (within + 1) * size])
-        return (images.pin_memory() if pin else images), aspect
-
-    def stream() -> Iterator[tuple[Tensor, Tensor]]:
-        last = steps * parts - 1
-        with ThreadPoolExecutor(1) as pool:
-            ahead: Future[tuple[Tensor, Tensor]] | None = None
-            for index in range(first_step * parts, last + 1):
-                now = ahead or pool.submit(read, index)
-                ahead = pool.submit(read, index + 1) if index < last else None
-                yield now.result()
-
-    micro_batches = stream()
-    for _ in range(first_step, steps):
-        yield itertools.islice(micro_batches, parts)
-
-
 # -------------------------------------------------------------------------------------------- a run
 
 
@@ -175,11 +138,11 @@ class Run:
             if any(group["params"] for group in parameters)
             else None
         )
-        self.per_epoch = len(dataset.train) // (config.optim.batch_size * config.optim.accumulate)
+        self.per_epoch = len(dataset.train) // config.step_images
         if config.optim.epochs and not self.per_epoch:
             raise UserError(
-                f"optim.batch_size x optim.accumulate: {config.optim.batch_size * config.optim.accumulate} "
-                f"is more than the {len(dataset.train)} training images of {dataset.name}"
+                f"optim.batch_size x optim.accumulate: {config.step_images} is more than the "
+                f"{len(dataset.train)} training images of {dataset.name}"
             )
         self.steps = config.optim.epochs * self.per_epoch if self.optimiser else 0
         # sums of loss, term and gradient norm since the last row of the journal, and how many
@@ -194,36 +157,28 @@ class Run:
         """The fixed test images on which collapse is watched, the same for every trial."""
         count = min(self.config.evaluate.probe_images, len(self.dataset.test))
         order = torch.randperm(len(self.dataset.test), generator=generator(0, "probe"))
-        images, aspect = self.dataset.test.read(order[:count])
-        whole = centre(images.to(self.device), aspect, self.config.data.image_size)
-        return normalise(whole, self.mean, self.std)
+        side = self.config.data.image_size
+        images, boxes = (part.to(self.device) for part in self.dataset.test.read(order[:count], side))
+        return normalise(crop(images, boxes, side), self.mean, self.std)
 
     def autocast(self) -> torch.autocast:
         """bfloat16 where the config says so; the weights stay float32."""
         enabled = self.config.optim.precision == "bfloat16"
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
 
-    def views(
-        self, images: UInt8[Tensor, "b c s s"], aspect: Float[Tensor, " b"], draw: torch.Generator
-    ) -> tuple[Float[Tensor, "b n p"], View]:
-        """Augmented patches and what is visible of them; drawn on the CPU, made on the device."""
-        config, grid = self.config, self.config.grid
-        patch, gap = config.encoder.patch_size, config.mask.gap
-        images = images.to(self.device, non_blocking=True)
-        side = grid * (patch + gap)
-        flip = config.data.flip and self.dataset.flips
-        crops = random_resized_crop(images, aspect, side, config.data.crop_scale, flip, draw)
+    def views(self, batch: MicroBatch) -> tuple[Float[Tensor, "b n p"], View]:
+        """Augmented patches and what is visible of them, made on the device as they were drawn."""
+        patch, gap = self.config.encoder.patch_size, self.config.mask.gap
+        batch = batch.each(lambda tensor: tensor.to(self.device, non_blocking=True))
+        crops = crop(batch.images, batch.draw.boxes, self.config.grid * (patch + gap), batch.draw.mirrored)
         crops = normalise(crops, self.mean, self.std)
-        offsets = sample_offsets(len(images), grid**2, gap, draw)
-        offsets = offsets.to(self.device, non_blocking=True) if gap else offsets
-        view = sample_view(len(images), grid**2, config.num_visible, draw)
-        view = View(
-            view.visible.to(self.device, non_blocking=True), view.masked.to(self.device, non_blocking=True)
-        )
-        return patchify(crops, patch, offsets, gap), view
+        return patchify(crops, patch, batch.draw.offsets, gap), batch.draw.view
 
-    def step(self, micro_batches: Iterable[tuple[Tensor, Tensor]]) -> None:
-        """One optimiser step and what follows it. Nothing here waits for the device."""
+    def step(self, micro_batches: Iterable[MicroBatch]) -> None:
+        """One optimiser step and what follows it. Nothing here waits for the device.
+
+        The gradient is the mean over the step's micro-batches, whichever processes they are spread over.
+        """
         config, step, objective, optimiser = self.config, self.progress.step, self.objective, self.optimiser
         assert isinstance(objective, LatentMIM)
         assert optimiser is not None
@@ -233,18 +188,19 @@ class Run:
         aim = torch.tensor(
             cosine_decay(step / self.steps, config.mask.similarity_start, config.mask.similarity_end)
         )
-        draw = generator(config.seed, "step", step)
-        for images, aspect in micro_batches:
-            patches, view = self.views(images, aspect, draw)
+        losses = torch.zeros(2, device=self.device)
+        for batch in micro_batches:
+            patches, view = self.views(batch)
             with self.autocast():
                 output = self.forward(patches, view, aim)
             (output.loss / config.optim.accumulate).backward()
-            self.sums[:2] += torch.stack([output.loss, output.term]).detach() / config.optim.accumulate
+            losses += torch.stack([output.loss, output.term]).detach() / config.optim.accumulate
         gradients = [parameter.grad for parameter in objective.parameters() if parameter.grad is not None]
+        parallel.add_up([*gradients, losses])
         norm = nn.utils.get_total_norm(gradients)
         if config.optim.clip_grad:
             nn.utils.clip_grads_with_norm_(objective.parameters(), config.optim.clip_grad, norm)
-        self.sums[2] += norm
+        self.sums += torch.cat([losses, norm.view(1)])
         self.counted += 1
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
@@ -365,7 +321,7 @@ def train(
             commit=_versions(before.commit, code_version()),
             dataset_version=_versions(before.dataset_version, run.dataset.version),
         )
-        return _loop(run, folder, report, stop, begun)
+        return _bring_up_to_date(run, folder, resumed, report, stop, begun)
 
 
 def _versions(earlier: str | None, now: str) -> str:
@@ -383,7 +339,9 @@ class _Stopped(Exception):
     """Leaves an evaluation; the trial's last checkpoint is saved by then."""
 
 
-def _loop(run: Run, folder: TrialFolder, report: Report, stop: Callable[[], bool], begun: float) -> State:
+def _bring_up_to_date(
+    run: Run, folder: TrialFolder, resumed: bool, report: Report, stop: Callable[[], bool], begun: float
+) -> State:
     config, progress, earlier = run.config, run.progress, run.progress.seconds
 
     def seconds() -> float:
@@ -415,31 +373,16 @@ def _loop(run: Run, folder: TrialFolder, report: Report, stop: Callable[[], bool
         initial = run.collapse_metrics()
         progress.initial_rank = initial["collapse/rank"]
         note(initial)
-    diverged, saved, started_at = False, time.monotonic(), (time.monotonic(), progress.step)
+    end: End = "trained"
     if progress.step < run.steps:
-        pin = run.device.type == "cuda"
-        for micro_batches in batches(run.dataset.train, config, progress.step, run.steps, pin):
-            run.step(micro_batches)
-            last = progress.step == run.steps
-            if progress.step % config.run.log_every == 0 or last:
-                metrics = run.training_metrics()
-                rate = (progress.step - started_at[1]) / (time.monotonic() - started_at[0])
-                speed = rate * config.optim.batch_size * config.optim.accumulate
-                metrics["system/images_per_second"] = speed
-                note(metrics, images_per_second=speed, eta_seconds=(run.steps - progress.step) / rate)
-                diverged = not math.isfinite(metrics["train/loss"] + metrics["train/grad_norm"])
-                if diverged:
-                    break
-            if progress.step % (run.per_epoch * config.evaluate.every_epochs) == 0 or last:
-                note(run.collapse_metrics())
-            if last or stop() or time.monotonic() - saved > config.run.checkpoint_seconds:
-                save()
-                saved = time.monotonic()
-                if stop() and not last:
-                    return folder.update(status="interrupted", step=progress.step, seconds=seconds())
+        gpus = run.device.type == "cuda"
+        with parallel.with_replicas(config.run.processes, gpus, _replica, config, folder, resumed):
+            end = _steps(run, stop, note, save)
+    if end == "interrupted":
+        return folder.update(status="interrupted", step=progress.step, seconds=seconds())
     results: dict[str, float] = {}
-    outcome: str | None = "diverged" if diverged else None
-    if not diverged:
+    outcome: str | None = "diverged" if end == "diverged" else None
+    if not outcome:
         try:
             results = evaluate(
                 features,
@@ -458,6 +401,49 @@ def _loop(run: Run, folder: TrialFolder, report: Report, stop: Callable[[], bool
     results["system/seconds"] = seconds()
     note(results, status="done", outcome=outcome, eta_seconds=0.0, finished=time.time())
     return folder.state()
+
+
+End = Literal["trained", "diverged", "interrupted"]
+
+
+def _steps(run: Run, stop: Callable[[], bool], note: Callable[..., None], save: Callable[[], None]) -> End:
+    """The steps that are left, in every process of the trial; the first one's `stop` counts for all."""
+    config, progress = run.config, run.progress
+    saved, started_at = time.monotonic(), (time.monotonic(), progress.step)
+    rank, size, pin = parallel.rank(), parallel.size(), run.device.type == "cuda"
+    for micro_batches in batches(run.dataset, config, progress.step, run.steps, rank, size, pin):
+        run.step(micro_batches)
+        stopping = parallel.agree(stop())
+        last = progress.step == run.steps
+        if progress.step % config.run.log_every == 0 or last:
+            metrics = run.training_metrics()
+            rate = (progress.step - started_at[1]) / (time.monotonic() - started_at[0])
+            metrics["system/images_per_second"] = rate * config.step_images
+            eta = (run.steps - progress.step) / rate
+            note(metrics, images_per_second=metrics["system/images_per_second"], eta_seconds=eta)
+            if not math.isfinite(metrics["train/loss"] + metrics["train/grad_norm"]):
+                return "diverged"
+        if progress.step % (run.per_epoch * config.evaluate.every_epochs) == 0 or last:
+            note(run.collapse_metrics())
+        if last or stopping or time.monotonic() - saved > config.run.checkpoint_seconds:
+            save()
+            saved = time.monotonic()
+            if stopping and not last:
+                return "interrupted"
+    return "trained"
+
+
+def _replica(team: parallel.Team, rank: int, config: Config, folder: TrialFolder, resumed: bool) -> None:
+    """What the other processes of a trial do: the same steps, with their part of each batch."""
+    torch.set_num_threads(config.run.threads)
+    device = choose_device(config)
+    if device.type == "cuda":
+        torch.cuda.set_device(rank)
+    run = Run(config, open_dataset(config.data), device)
+    if resumed:
+        run.restore(folder.checkpoint)
+    with team.join(rank):
+        _steps(run, lambda: False, lambda *_, **__: None, lambda: None)
 
 
 # ------------------------------------------------------------------------------------------ command

@@ -267,7 +267,16 @@ def write_atomic(file: Path, text: str) -> None:
     temporary.replace(file)
 
 
-MAKES_RESULTS = ("axes", "config.py", "data", "encoder.py", "evaluate", "objectives", "train.py")
+MAKES_RESULTS = (
+    "axes",
+    "config.py",
+    "data",
+    "encoder.py",
+    "evaluate",
+    "objectives",
+    "parallel.py",
+    "train.py",
+)
 """The part of the package that decides a trial's numbers; the rest only brings trials to it."""
 
 

@@ -125,9 +125,9 @@ def test_noise_has_the_shape_of_each_scale(scale: str, side: int) -> None:
     """Otherwise the GPU's part of the bench, which few machines run, measures another model or fails."""
     config = bench.config_of(scale, "cpu")
     data = bench.noise(config, cost.size_of(config))
-    images, aspect = data.train.read(torch.tensor([0, len(data.train) - 1]))
+    images, boxes = data.train.read(torch.tensor([0, len(data.train) - 1]), side)
     assert images.shape == (2, data.channels, side, side)
-    assert aspect.tolist() == [1, 1]
+    assert boxes.tolist() == [[0, 0, 1, 1]] * 2
     assert len(data.train) == len(data.train.labels) == cost.SIZES[config.data.name].train
 
 

@@ -12,7 +12,7 @@ LAYERS = (
     ("lmim.interop",),
     ("lmim.worker",),
     ("lmim.train", "lmim.tracking"),
-    ("lmim.objectives", "lmim.evaluate", "lmim.data"),
+    ("lmim.objectives", "lmim.evaluate", "lmim.data", "lmim.parallel"),
     ("lmim.axes",),
     ("lmim.encoder",),
     ("lmim.cost",),

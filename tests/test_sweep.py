@@ -387,8 +387,10 @@ def test_a_part_of_a_gpu_is_asked_for_where_there_is_one() -> None:
     quarter = Config.model_validate({"run": {"gpus": 0.25}})
     assert found.share(quarter) == {"CPU": 1.0, "GPU": 0.25}
     assert sweep.Resources(cpus=8, gpus=0).share(quarter) == {"CPU": 1.0, "GPU": 0.0}
-    with pytest.raises(UserError, match=r"run\.gpus: 2"):
-        found.share(Config.model_validate({"run": {"device": "cuda", "gpus": 2.0}}))
+    with pytest.raises(UserError, match=r"run\.device: a trial asks for 0\.25 GPUs, and 0 are found here"):
+        sweep.Resources(cpus=8, gpus=0).share(
+            Config.model_validate({"run": {"device": "cuda", "gpus": 0.25}})
+        )
 
 
 def test_a_ladder_without_a_winner_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

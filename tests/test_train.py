@@ -18,7 +18,8 @@ from lmim.axes.decoder import DECODERS
 from lmim.axes.loss import LOSSES
 from lmim.config import Config, Optim, UserError, merge
 from lmim.data import open_dataset
-from lmim.train import COLLAPSED, Run, generator, learning_rate, main, parameter_groups, train
+from lmim.data.batches import batches
+from lmim.train import COLLAPSED, Run, learning_rate, main, parameter_groups, train
 from lmim.trial import TrialFolder
 
 TINY: dict[str, Any] = {
@@ -233,8 +234,8 @@ def test_losses_are_compared_in_float32(loss: str) -> None:
     for precision in ("float32", "bfloat16"):
         config = tiny(loss=loss, optim__precision=precision)
         run = Run(config, open_dataset(config.data), torch.device("cpu"))
-        images, aspect = run.dataset.train.read(torch.arange(32))
-        patches, view = run.views(images, aspect, torch.Generator().manual_seed(0))
+        ((batch,), *_) = batches(run.dataset, config, 0, run.steps)
+        patches, view = run.views(batch)
         with run.autocast():
             output = run.forward(patches, view, 0.5)
         assert output.loss.dtype == torch.float32
@@ -274,8 +275,7 @@ def test_every_option_trains(changes: dict[str, Any]) -> None:
     config = tiny(**changes)
     run = Run(config, open_dataset(config.data), torch.device("cpu"))
     before = {name: p.detach().clone() for name, p in run.objective.named_parameters()}
-    indices = torch.arange(config.optim.batch_size)
-    run.step([run.dataset.train.read(indices)])
+    run.step(next(batches(run.dataset, config, 0, run.steps)))
     metrics = run.training_metrics()
     assert all(torch.isfinite(torch.tensor(value)) for value in metrics.values())
     moved = {n for n, p in run.objective.named_parameters() if not torch.equal(p, before[n])}
@@ -301,12 +301,3 @@ def test_learning_rate_has_the_published_shape() -> None:
     assert learning_rate(optim, 40) == pytest.approx(peak)
     assert learning_rate(optim, 0) == pytest.approx(peak / 4)
     assert learning_rate(optim, 800) == pytest.approx(peak / 4)
-
-
-def test_random_streams_do_not_meet() -> None:
-    """Two purposes or steps that drew the same numbers would correlate masks with crops."""
-    draws = [
-        torch.rand(4, generator=generator(*key)).tolist()
-        for key in [(0, "step", 0), (0, "step", 1), (1, "step", 0), (0, "order", 0)]
-    ]
-    assert all(a != b for i, a in enumerate(draws) for b in draws[:i])

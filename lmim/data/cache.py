@@ -1,6 +1,5 @@
-"""Arrays and verdicts that are costly to make, kept in files that many trials may share."""
+"""Arrays that are costly to make, kept in files that many trials may share."""
 
-import json
 import os
 import shutil
 import tempfile
@@ -49,22 +48,3 @@ def cached_arrays(name: str, make: Callable[[], dict[str, NDArray[Any]]]) -> dic
         except OSError as error:
             raise UserError(f"{folder}: cannot write the cache ({error.strerror}): set LMIM_CACHE") from error
     return {path.stem: np.load(path, mmap_mode="r") for path in sorted(folder.glob("*.npy"))}
-
-
-def cached_json(name: str, make: Callable[[], Any]) -> Any:
-    """What `make` returns, read from the file `name` of the cache where it is there."""
-    path = cache_root() / name
-    if path.is_file():
-        return json.loads(path.read_text(encoding="utf-8"))
-    value = make()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, draft = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(value, file)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(draft).rename(path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot write the cache ({error.strerror}): set LMIM_CACHE") from error
-    return value

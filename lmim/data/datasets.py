@@ -1,10 +1,9 @@
-"""Every dataset behind one surface: a train and a test split of square images with labels.
+"""Every dataset behind one surface: a train and a test split of labelled images.
 
 A dataset is one function of the `data` section and its name in DATASETS, at the foot.
 """
 
 import hashlib
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,6 +19,7 @@ from torch.nn import functional as F
 
 from lmim.config import Data, UserError
 from lmim.data import glyphs
+from lmim.data.augment import WHOLE
 from lmim.data.cache import cached_arrays
 from lmim.data.imagefolder import open_folders
 
@@ -34,10 +34,20 @@ class Split(Protocol):
     def labels(self) -> Int[Tensor, " n"]:
         """The class of every image."""
 
+    @property
+    def aspect(self) -> Float[Tensor, " n"]:
+        """The width over the height of every image."""
+
     def __len__(self) -> int: ...
 
-    def read(self, indices: Int[Tensor, " b"]) -> tuple[UInt8[Tensor, "b c s s"], Float[Tensor, " b"]]:
-        """Images on their square canvas, and the width over the height that each had before."""
+    def read(
+        self, indices: Int[Tensor, " b"], side: int, boxes: Float[Tensor, "b 4"] | None = None
+    ) -> tuple[UInt8[Tensor, "b c h w"], Float[Tensor, "b 4"]]:
+        """What is in a box of each image, good for `side` x `side` pixels, with its surroundings or without.
+
+        Boxes are those of `augment.py`; None is the central square that evaluation sees. Returns images of
+        one size, and the box in each.
+        """
 
 
 @dataclass(frozen=True)
@@ -81,33 +91,47 @@ class Subset:
         """The class of every image kept."""
         return self.whole.labels[self.indices]
 
+    @property
+    def aspect(self) -> Float[Tensor, " n"]:
+        """The width over the height of every image kept."""
+        return self.whole.aspect[self.indices]
+
     def __len__(self) -> int:
         return len(self.indices)
 
-    def read(self, indices: Int[Tensor, " b"]) -> tuple[UInt8[Tensor, "b c s s"], Float[Tensor, " b"]]:
+    def read(
+        self, indices: Int[Tensor, " b"], side: int, boxes: Float[Tensor, "b 4"] | None = None
+    ) -> tuple[UInt8[Tensor, "b c h w"], Float[Tensor, "b 4"]]:
         """The images at these positions of the subset."""
-        return self.whole.read(self.indices[indices])
+        return self.whole.read(self.indices[indices], side, boxes)
 
 
 @dataclass(frozen=True)
 class ArraySplit:
-    """Images that lie in one array, in memory or memory-mapped."""
+    """Square images that lie in one array, in memory or memory-mapped; boxes are cut on the device."""
 
     images: NDArray[np.uint8]
     labels: Int[Tensor, " n"]
     side: int
     """Larger images are shrunk to this side; smaller ones are left, for the crop enlarges them."""
 
+    @property
+    def aspect(self) -> Float[Tensor, " n"]:
+        """All are square."""
+        return torch.ones(len(self))
+
     def __len__(self) -> int:
         return len(self.images)
 
-    def read(self, indices: Int[Tensor, " b"]) -> tuple[UInt8[Tensor, "b c s s"], Float[Tensor, " b"]]:
-        """The images; all were square."""
+    def read(
+        self, indices: Int[Tensor, " b"], side: int, boxes: Float[Tensor, "b 4"] | None = None
+    ) -> tuple[UInt8[Tensor, "b c h w"], Float[Tensor, "b 4"]]:
+        """The whole images; evaluation sees all of them."""
         images = torch.from_numpy(self.images[indices.numpy()])
         if self.side < images.shape[-1]:
             small = F.interpolate(images.float(), (self.side, self.side), mode="bicubic", antialias=True)
             images = small.round().clamp(0, 255).byte()
-        return images, torch.ones(len(indices))
+        return images, WHOLE.expand(len(indices), 4) if boxes is None else boxes
 
 
 def open_glyphs(recipe: glyphs.Recipe, data: Data) -> Dataset:
@@ -169,9 +193,7 @@ def open_cifar(classes: int, data: Data) -> Dataset:
 
 def open_imagefolder(data: Data) -> Dataset:
     """ImageNet's layout: class folders under train/ and val/; images of any size."""
-    # the canvas keeps the margin that the usual centre crop, 224 of 256, takes away
-    canvas = math.ceil(data.image_size * 256 / 224)
-    train, val, classes, version = open_folders(_root(data), canvas)
+    train, val, classes, version = open_folders(_root(data))
     return Dataset(data.name, version, 3, len(classes), IMAGENET_MEAN, IMAGENET_STD, True, train, val)
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import warnings
 from collections.abc import Sequence
@@ -17,12 +18,15 @@ from PIL import Image
 from torch import Tensor
 
 from lmim.config import UserError
-from lmim.data.cache import cached_json
+from lmim.data.augment import WHOLE, central_boxes
+from lmim.data.cache import cached_arrays
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"})
 CORRUPT_SHARE = 0.01
 """A dataset with more unreadable files than this part, and than CORRUPT_FLOOR, is refused."""
 CORRUPT_FLOOR = 3
+EVALUATED = 224 / 256
+"""The part of the shorter edge that the usual centre crop leaves."""
 
 # what Pillow raises on files that are no image, are cut off, or are absurdly large
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
@@ -30,41 +34,48 @@ UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBom
 
 @dataclass(frozen=True)
 class FolderSplit:
-    """Images decoded when they are asked for, each squeezed to a square canvas."""
+    """Images decoded when they are asked for; a box is cut from the full resolution."""
 
     root: Path
     names: Sequence[str]
     labels: Int[Tensor, " n"]
-    canvas: int
+    aspect: Float[Tensor, " n"]
 
     def __len__(self) -> int:
         return len(self.names)
 
-    def read(self, indices: Int[Tensor, " b"]) -> tuple[UInt8[Tensor, "b c s s"], Float[Tensor, " b"]]:
-        """The images, and the width over the height that each had on disk.
+    def read(
+        self, indices: Int[Tensor, " b"], side: int, boxes: Float[Tensor, "b 4"] | None = None
+    ) -> tuple[UInt8[Tensor, "b c h w"], Float[Tensor, "b 4"]]:
+        """The boxes alone, at side x side pixels.
 
         Threads, as Pillow decodes outside the interpreter's lock. Only this batch is in memory, with one
         full image for each thread. The pool lives for the call alone, so that a forked worker inherits none.
         """
+        if boxes is None:
+            boxes = central_boxes(self.aspect[indices], EVALUATED)
         with ThreadPoolExecutor(_threads()) as pool:
-            decoded = list(pool.map(self._decode, indices.tolist()))
-        images = torch.from_numpy(np.stack([image for image, _ in decoded]))
-        return images.permute(0, 3, 1, 2).contiguous(), torch.tensor([aspect for _, aspect in decoded])
+            cut = list(pool.map(self._cut, indices.tolist(), [side] * len(indices), boxes.tolist()))
+        images = torch.from_numpy(np.stack(cut)).permute(0, 3, 1, 2).contiguous()
+        return images, WHOLE.expand(len(indices), 4)
 
-    def _decode(self, index: int) -> tuple[NDArray[np.uint8], float]:
+    def _cut(self, index: int, side: int, box: Sequence[float]) -> NDArray[np.uint8]:
         path = self.root / self.names[index]
+        left, top, width, height = box
         try:
             with Image.open(path) as image:
-                aspect = image.width / image.height
-                # a JPEG is decoded no larger than it must be
-                image.draft("RGB", (self.canvas, self.canvas))
-                squeezed = image.convert("RGB").resize((self.canvas, self.canvas), Image.Resampling.BICUBIC)
+                # a JPEG with more than twice the detail needed is decoded smaller; ImageNet's are not
+                image.draft("RGB", (math.ceil(2 * side / width), math.ceil(2 * side / height)))
+                pixels = image if image.mode == "RGB" else image.convert("RGB")
+                across, down = pixels.size
+                right, bottom = min(left + width, 1.0) * across, min(top + height, 1.0) * down
+                edges = (left * across, top * down, right, bottom)
+                return np.asarray(pixels.resize((side, side), Image.Resampling.BICUBIC, edges))
         except UNREADABLE as error:
             raise UserError(f"{path}: cannot be read any more ({error}): restore the file") from error
-        return np.asarray(squeezed), aspect
 
 
-def open_folders(root: Path, canvas: int) -> tuple[FolderSplit, FolderSplit, list[str], str]:
+def open_folders(root: Path) -> tuple[FolderSplit, FolderSplit, list[str], str]:
     """Train split, val split, the classes' names, and a version over every file's name and size.
 
     Every file is decoded once, when the folder is first seen; what was found is cached until a file changes.
@@ -85,16 +96,17 @@ def open_folders(root: Path, canvas: int) -> tuple[FolderSplit, FolderSplit, lis
     # times tell whether to look again; they change with every copy, so they are no part of the version
     seen = _digest([str(root.resolve()), *listing])
     names = [f"{split}/{name}/{file}" for split, name, file, _, _ in listing]
-    corrupt = set(cached_json(f"imagefolder-{seen}.json", lambda: _corrupt(root, names)))
-    _judge(root, names, sorted(corrupt))
+    aspects = cached_arrays(f"imagefolder-{seen}", lambda: {"aspect": _aspects(root, names)})["aspect"]
+    readable = {name: aspect for name, aspect in zip(names, aspects.tolist(), strict=True) if aspect}
+    _judge(root, names, [name for name in names if name not in readable])
     parts = []
     for split in ("train", "val"):
-        kept = [name for name in names if name.startswith(f"{split}/") and name not in corrupt]
+        kept = {name: aspect for name, aspect in readable.items() if name.startswith(f"{split}/")}
         if not kept:
             raise UserError(f"data.path: {root / split}: no readable image in any class folder")
         labels = torch.tensor([label[name.split("/")[1]] for name in kept])
-        parts.append(FolderSplit(root, kept, labels, canvas))
-    version = _digest([row[:4] for name, row in zip(names, listing, strict=True) if name not in corrupt])
+        parts.append(FolderSplit(root, list(kept), labels, torch.tensor(list(kept.values()))))
+    version = _digest([row[:4] for name, row in zip(names, listing, strict=True) if name in readable])
     return parts[0], parts[1], classes, version
 
 
@@ -108,25 +120,25 @@ def _judge(root: Path, names: Sequence[str], corrupt: Sequence[str]) -> None:
     warnings.warn(f"{found} and are skipped: {shown}", stacklevel=4)
 
 
-def _corrupt(root: Path, names: Sequence[str]) -> list[str]:
-    corrupt: list[str] = []
+def _aspects(root: Path, names: Sequence[str]) -> NDArray[np.float32]:
+    """The width over the height of every image; 0 for a file that cannot be read."""
+    aspects: list[float] = []
     with ThreadPoolExecutor(_threads()) as pool:
         # a part at a time: a queue of a million futures would weigh more than the images
         for start in range(0, len(names), 4096):
-            part = names[start : start + 4096]
-            sound = pool.map(lambda name: _sound(root / name), part)
-            corrupt += [name for name, ok in zip(part, sound, strict=True) if not ok]
-    return corrupt
+            aspects += pool.map(lambda name: _aspect(root / name), names[start : start + 4096])
+    return np.array(aspects, np.float32)
 
 
-def _sound(path: Path) -> bool:
+def _aspect(path: Path) -> float:
     try:
         with Image.open(path) as image:
+            aspect = image.width / image.height
             image.draft("L", (1, 1))
             image.load()
     except UNREADABLE:
-        return False
-    return True
+        return 0.0
+    return aspect
 
 
 def _folders(root: Path) -> list[os.DirEntry[str]]:

@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lmim.data import Dataset, Split
-from lmim.data.augment import centre, normalise
+from lmim.data.augment import crop, normalise
 from lmim.evaluate.linear import Ridge
 from lmim.evaluate.nearest import Neighbours, nn_top1
 
@@ -24,7 +24,7 @@ def evaluate(
 ) -> dict[str, float]:
     """1-NN, k-NN and linear accuracy, in %, of the features that `encode` gives of normalised images.
 
-    The images are not augmented: the whole image at side x side pixels. One pass over each split; the test
+    The images are not augmented: the central square at side x side pixels. One pass over each split; the test
     features are kept, the training features only pass through, so memory does not grow with the training set.
     An encoder whose features are not finite has no accuracy: all three are NaN.
     """
@@ -52,6 +52,5 @@ def _features(
 ) -> Iterator[tuple[Float[Tensor, "b d"], Int[Tensor, " b"]]]:
     mean, std = (torch.tensor(values, device=device) for values in (dataset.mean, dataset.std))
     for indices in torch.split(torch.arange(len(split)), batch):
-        images, aspect = split.read(indices)
-        whole = centre(images.to(device, non_blocking=True), aspect, side)
-        yield encode(normalise(whole, mean, std)), split.labels[indices].to(device)
+        images, boxes = (part.to(device, non_blocking=True) for part in split.read(indices, side))
+        yield encode(normalise(crop(images, boxes, side), mean, std)), split.labels[indices].to(device)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lmim.data.augment import RATIO, centre, crop, normalise, random_resized_crop, sample_boxes
+from lmim.data.augment import RATIO, WHOLE, central_boxes, crop, normalise, sample_boxes
 
 aspects = st.lists(st.floats(0.05, 20), min_size=1, max_size=8).map(torch.tensor)
 unhurried = settings(deadline=None)  # the machine may be busy
@@ -72,11 +72,8 @@ def test_an_aspect_that_no_try_fits_gets_the_largest_central_box() -> None:
 def test_identity_crop_returns_the_image(canvas: int, channels: int) -> None:
     """A crop of the whole that shifts or blurs would spoil evaluation and every trial with it."""
     images = noise(2, canvas, channels)
-    for out in (
-        centre(images, torch.ones(2), canvas),
-        crop(images, torch.tensor([[0.0, 0, 1, 1]] * 2), canvas),
-    ):
-        torch.testing.assert_close(out, images / 255, rtol=0, atol=1e-5)
+    out = crop(images, WHOLE.expand(2, 4), canvas)
+    torch.testing.assert_close(out, images / 255, rtol=0, atol=1e-5)
 
 
 @unhurried
@@ -90,63 +87,31 @@ def test_a_box_on_whole_pixels_is_that_part_of_the_image(x: int, y: int, width: 
 
 
 @unhurried
-@given(aspect=aspects, side=st.integers(2, 30), flip=st.booleans(), seed=seeds)
-def test_same_seed_same_crops(aspect: Tensor, side: int, flip: bool, seed: int) -> None:
-    """A trial that is run again, or goes on after a kill, must see the same images."""
-    images = noise(len(aspect), 16)
-    first, second = (random_resized_crop(images, aspect, side, 0.2, flip, seeded(seed)) for _ in range(2))
-    assert torch.equal(first, second)
-    assert first.shape == (len(aspect), 1, side, side)
-    assert 0 <= first.min() <= first.max() <= 1
-
-
-def test_another_seed_gives_other_crops() -> None:
-    """A generator that is ignored would show every epoch the same crops."""
-    images = noise(4, 16)
-    a, b = (random_resized_crop(images, torch.ones(4), 16, 0.2, False, seeded(seed)) for seed in (0, 1))
-    assert not torch.allclose(a, b)
+@given(seed=seeds)
+def test_mirrored_images_are_mirrored_and_nothing_else(seed: int) -> None:
+    """A flip that also moved the crop would make flipping two changes at once."""
+    images, boxes = noise(8, 16), sample_boxes(torch.ones(8), 0.2, seeded(seed))
+    mirrored = torch.arange(8) % 2 == 0
+    plain, flipped = crop(images, boxes, 8), crop(images, boxes, 8, mirrored)
+    expected = torch.where(mirrored[:, None, None, None], plain.flip(-1), plain)
+    torch.testing.assert_close(flipped, expected, rtol=0, atol=1e-5)
 
 
 @unhurried
-@given(seed=seeds)
-def test_flip_off_keeps_the_orientation(seed: int) -> None:
-    """A mirrored letter is no letter: glyphs and digits must never be flipped."""
-    ramp = torch.arange(0, 256, 8, dtype=torch.uint8).expand(16, 1, 32, 32)
-    out = random_resized_crop(ramp, torch.ones(16), 8, 0.2, False, seeded(seed))
-    assert (out[..., -1] > out[..., 0]).all()
+@given(aspect=aspects, keep=st.floats(0.1, 1))
+def test_central_boxes_are_squares_of_the_shorter_edge(aspect: Tensor, keep: float) -> None:
+    """Evaluation must see every image in its true proportions, as much of it as the protocol says."""
+    left, top, width, height = central_boxes(aspect, keep).unbind(1)
+    torch.testing.assert_close(aspect * width, height)
+    torch.testing.assert_close(torch.maximum(width, height), torch.full_like(width, keep))
+    torch.testing.assert_close(2 * left + width, torch.ones_like(left))
+    torch.testing.assert_close(2 * top + height, torch.ones_like(top))
 
 
-@unhurried
-@given(seed=seeds)
-def test_flip_mirrors_some_and_changes_nothing_else(seed: int) -> None:
-    """An arm with flips differs from one without in the flips alone."""
-    images = noise(64, 16)
-    plain, flipped = (
-        random_resized_crop(images, torch.ones(64), 8, 0.2, flip, seeded(seed)) for flip in (False, True)
-    )
-    same = torch.isclose(plain, flipped, atol=1e-5).flatten(1).all(1)
-    mirrored = torch.isclose(plain.flip(-1), flipped, atol=1e-5).flatten(1).all(1)
-    assert (same | mirrored).all()
-    assert 8 < mirrored.sum() < 56
-
-
-@pytest.mark.parametrize(("aspect", "wide"), [(2.0, True), (0.5, False), (1.0, True)])
-def test_centre_undoes_the_squeeze(aspect: float, wide: bool) -> None:
-    """On disk, evaluation sees the central 224 of 256 of the shorter edge, in its true proportions."""
-    canvas, side = 256, 224
-    ramp = torch.arange(256, dtype=torch.uint8).expand(1, 1, canvas, canvas)
-    out = centre(ramp if wide else ramp.mT, torch.tensor([aspect]), side)
-    out = out if wide else out.mT
-    long = max(aspect, 1 / aspect)
-    span = (out[0, 0, 0, -1] - out[0, 0, 0, 0]) * 255 * side / (side - 1)
-    assert span.item() == pytest.approx(224 / long, abs=0.5)
-    assert out.mean().item() == pytest.approx(127.5 / 255, abs=1e-3)
-
-
-def test_a_small_canvas_is_used_whole() -> None:
+def test_a_small_image_is_enlarged_whole() -> None:
     """Digits of 8 px enlarged to 20 must not lose their edges."""
     ramp = torch.arange(0, 256, 32, dtype=torch.uint8).expand(1, 1, 8, 8)
-    out = centre(ramp, torch.ones(1), 24)
+    out = crop(ramp, WHOLE[None], 24)
     assert out.shape == (1, 1, 24, 24)
     assert out[..., 0].max() < 0.02
     assert out[..., -1].min() > 0.86
@@ -162,8 +127,6 @@ def test_normalise_is_per_channel() -> None:
 @pytest.mark.parametrize("device", ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"])
 def test_crops_are_the_same_on_every_device(device: str) -> None:
     """The device must not change which boxes a trial sees, nor one run differ from the next."""
-    images = noise(8, 32, 3)
-    out = [
-        random_resized_crop(images.to(d), torch.ones(8), 16, 0.2, True, seeded(3)) for d in ("cpu", device)
-    ]
-    torch.testing.assert_close(out[1].cpu(), out[0], rtol=0, atol=1e-4)
+    images, boxes = noise(8, 32, 3), sample_boxes(torch.ones(8), 0.2, seeded(3))
+    out = crop(images.to(device), boxes.to(device), 16)
+    torch.testing.assert_close(out.cpu(), crop(images, boxes, 16), rtol=0, atol=1e-4)

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.functional import center_crop, resize, resized_crop
 
 from lmim.config import Data, UserError
 from lmim.data import datasets, glyphs, imagefolder, open_dataset
@@ -39,12 +41,13 @@ def test_embedded_sets_are_whole(name: str, classes: int, canvas: int) -> None:
     data = open_dataset(Data(name=name))
     assert (data.name, data.channels, data.classes, data.flips) == (name, 1, classes, False)
     for split in (data.train, data.test):
-        images, aspect = split.read(torch.tensor([3, 0, 3]))
+        images, boxes = split.read(torch.tensor([3, 0, 3]), 20)
         assert images.dtype == torch.uint8
         assert images.shape == (3, 1, canvas, canvas)
         assert torch.equal(images[0], images[2])
         assert not torch.equal(images[0], images[1])
-        assert aspect.tolist() == [1, 1, 1]
+        assert boxes.tolist() == [[0, 0, 1, 1]] * 3
+        assert split.aspect.tolist() == [1] * len(split)
         assert split.labels.dtype == torch.int64
         assert len(split) == len(split.labels)
         assert set(split.labels.tolist()) == set(range(classes))
@@ -55,7 +58,7 @@ def test_digits_come_in_scikit_learns_order() -> None:
     data = open_dataset(Data(name="digits"))
     assert (len(data.train), len(data.test)) == (1347, 450)
     assert data.train.labels[:12].tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1]
-    images, _ = data.train.read(torch.arange(len(data.train)))
+    images, _ = data.train.read(torch.arange(len(data.train)), 8)
     assert images.max() == 255
     mean = images.double().mean().item() / 255
     assert data.mean[0] == pytest.approx(mean, abs=0.02)
@@ -66,7 +69,7 @@ def test_digits_come_in_scikit_learns_order() -> None:
 def test_glyphs_are_drawn_at_the_size_asked_for(side: int) -> None:
     """The gpu scale wants sharp 64 px glyphs, not enlarged small ones."""
     data = open_dataset(Data(image_size=side))
-    images, _ = data.train.read(torch.arange(len(data.train)))
+    images, _ = data.train.read(torch.arange(len(data.train)), side)
     assert images.shape[1:] == (1, side, side)
     # a sharp edge at every size: somewhere neighbours differ by most of the contrast
     assert (images.int().diff(dim=-1).abs().amax(dim=(1, 2, 3)) > 60).float().mean() > 0.95
@@ -79,7 +82,7 @@ def test_glyphs_are_the_same_in_every_process_and_read_from_the_cache(cache: Pat
         "from lmim.config import Data; from lmim.data import datasets, glyphs\n"
         "recipe = glyphs.Recipe(train_images=144, test_images=72)\n"
         "d = datasets.open_glyphs(recipe, Data())\n"
-        "x, _ = d.test.read(torch.arange(72)); print(d.version, hashlib.sha256(x.numpy()).hexdigest())"
+        "x, _ = d.test.read(torch.arange(72), 20); print(d.version, hashlib.sha256(x.numpy()).hexdigest())"
     )
     # all at once on an empty cache
     started = [
@@ -211,11 +214,87 @@ def test_imagefolder_reads_labels_pixels_and_aspect(tmp_path: Path) -> None:
     data = open_dataset(Data(name="imagefolder", path=str(tmp_path), image_size=28))
     assert (data.channels, data.classes, data.flips, len(data.train), len(data.test)) == (3, 2, True, 24, 24)
     assert data.train.labels.tolist() == [0] * 12 + [1] * 12
-    images, aspect = data.test.read(torch.tensor([1, 13]))  # the png files, free of loss
-    assert images.shape == (2, 3, 32, 32)
-    assert aspect.tolist() == [2, 2]
+    assert data.train.aspect.tolist() == [2] * 24
+    images, boxes = data.test.read(torch.tensor([1, 13]), 28)  # the png files, free of loss
+    assert images.shape == (2, 3, 28, 28)
+    assert boxes.tolist() == [[0, 0, 1, 1]] * 2
     assert images[:, :, 16, 4].tolist() == [[40, 0, 0], [200, 0, 0]]
-    assert images[:, :, 16, 28].tolist() == [[40] * 3, [200] * 3]
+    assert images[:, :, 16, 24].tolist() == [[40] * 3, [200] * 3]
+
+
+def pictures(root: Path, suffix: str, finest: int) -> list[Image.Image]:
+    """A tall and a wide image with detail from 2^finest pixels on; each split holds both, in this order."""
+    rng = np.random.default_rng(0)
+    made = []
+    for split in ("train", "val"):
+        folder = root / split / "only"
+        folder.mkdir(parents=True)
+        for width, height in ((300, 400), (400, 300)):
+            layers = [rng.integers(0, 256, (height >> k, width >> k, 3), np.uint8) for k in range(finest, 6)]
+            whole = [np.asarray(Image.fromarray(layer).resize((width, height))) for layer in layers]
+            image = Image.fromarray(np.mean(whole, 0).astype(np.uint8))
+            path = folder / f"{width}.{suffix}"
+            image.save(path, quality=95)
+            made.append(Image.open(path).convert("RGB"))
+    return made[2:]
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+@pytest.mark.parametrize("parts", [(0.1, 0.2, 0.4, 0.5), (0.0, 0.0, 1.0, 1.0), (0.5, 0.5, 0.5, 0.5)])
+def test_imagefolder_cuts_crops_from_the_full_resolution(
+    tmp_path: Path, parts: tuple[float, ...], suffix: str
+) -> None:
+    """The published recipe crops, then shrinks; crops of a shrunk image are blurred: another recipe."""
+    originals = pictures(tmp_path, suffix, finest=0)
+    data = open_dataset(Data(name="imagefolder", path=str(tmp_path), image_size=112))
+    images, boxes = data.test.read(torch.arange(2), 112, torch.tensor([parts, parts]))
+    assert boxes.tolist() == [[0, 0, 1, 1]] * 2
+    for found, original in zip(images, originals, strict=True):
+        left, top, width, height = (
+            round(part * side) for part, side in zip(parts, original.size * 2, strict=True)
+        )
+        expected = resized_crop(
+            original, top, left, height, width, [112, 112], InterpolationMode.BICUBIC, antialias=True
+        )
+        off = np.abs(found.permute(1, 2, 0).numpy().astype(int) - np.asarray(expected, int))
+        assert off[2:-2, 2:-2].max() <= 1  # at its edge the box sees what lies beyond
+
+
+def test_imagefolder_is_evaluated_as_usual(tmp_path: Path) -> None:
+    """Shorter edge to 256, centre 224: another crop would move every accuracy."""
+    originals = pictures(tmp_path, "png", finest=3)
+    data = open_dataset(Data(name="imagefolder", path=str(tmp_path), image_size=224))
+    images, _ = data.test.read(torch.arange(2), 224)
+    for found, original in zip(images, originals, strict=True):
+        off = []
+        for edge in (256, 248, 264):  # to half a pixel of the first: the usual way rounds the crop's place
+            expected = center_crop(resize(original, [edge], InterpolationMode.BICUBIC), [224, 224])
+            off.append(np.abs(found.permute(1, 2, 0).numpy().astype(int) - np.asarray(expected, int)).mean())
+        assert off[0] < 0.5 * min(off[1:])
+
+
+def test_imagefolder_decodes_a_huge_photo_no_larger_than_it_must(tmp_path: Path) -> None:
+    """A folder of camera photos would be decoded at a tenth of the speed; what is seen must stay the same."""
+    y, x = np.mgrid[0:2400, 0:3200]
+    waves = (127 + 60 * np.sin(x / 90) + 60 * np.cos(y / 70)).astype(np.uint8)
+    for split in ("train", "val"):
+        (tmp_path / split / "only").mkdir(parents=True)
+        Image.fromarray(waves).convert("RGB").save(tmp_path / split / "only" / "x.jpg", quality=95)
+    data = open_dataset(Data(name="imagefolder", path=str(tmp_path), image_size=64))
+    seen: list[tuple[int, int]] = []
+    resample = Image.Image.resize
+
+    def spy(image: Image.Image, *arguments: Any) -> Image.Image:
+        seen.append(image.size)
+        return resample(image, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Image.Image, "resize", spy)
+        whole, _ = data.test.read(torch.tensor([0]), 64, torch.tensor([[0.0, 0, 1, 1]]))
+        data.test.read(torch.tensor([0]), 64, torch.tensor([[0.5, 0.5, 0.04, 0.04]]))
+    assert seen == [(400, 300), (3200, 2400)]
+    exact = np.asarray(resample(Image.fromarray(waves), (64, 64), Image.Resampling.BICUBIC), int)
+    assert np.abs(whole[0, 0].numpy() - exact).mean() < 2
 
 
 def test_imagefolder_takes_modes_and_sizes_as_they_come(tmp_path: Path) -> None:
@@ -228,12 +307,11 @@ def test_imagefolder_takes_modes_and_sizes_as_they_come(tmp_path: Path) -> None:
         )
     data = open_dataset(Data(name="imagefolder", path=str(tmp_path), image_size=28))
     assert len(data.train) == 24 + len(kinds)
-    images, aspect = data.train.read(torch.arange(24, 24 + len(kinds)))
-    assert images.shape == (len(kinds), 3, 32, 32)
+    images, _ = data.train.read(torch.arange(24, 24 + len(kinds)), 28)
+    assert images.shape == (len(kinds), 3, 28, 28)
     assert images.min() > 250
-    torch.testing.assert_close(
-        aspect, torch.tensor([(7 + 90 * i) / (300 - 40 * i) for i in range(len(kinds))])
-    )
+    aspect = torch.tensor([(7 + 90 * i) / (300 - 40 * i) for i in range(len(kinds))])
+    torch.testing.assert_close(data.train.aspect[24:], aspect)
 
 
 def truncate(path: Path) -> None:
@@ -254,9 +332,9 @@ def test_imagefolder_names_and_skips_corrupt_files(tmp_path: Path) -> None:
             data = open_dataset(Data(name="imagefolder", path=str(tmp_path), image_size=28))
     assert (len(data.train), len(data.test)) == (22, 23)
     assert data.train.labels.tolist() == [0] * 11 + [1] * 11
-    images, _ = data.train.read(torch.arange(22))
-    assert (images[:11, 2, 16, 28] < 100).all()
-    assert (images[11:, 2, 16, 28] > 100).all()
+    images, _ = data.train.read(torch.arange(22), 28)
+    assert (images[:11, 2, 16, 24] < 100).all()
+    assert (images[11:, 2, 16, 24] > 100).all()
 
 
 def test_imagefolder_refuses_a_rotten_set(tmp_path: Path) -> None:
@@ -290,7 +368,7 @@ def test_imagefolder_names_a_file_that_rots_under_way(tmp_path: Path) -> None:
     data = open_dataset(Data(name="imagefolder", path=str(tmp_path)))
     truncate(tmp_path / "train" / "dark" / "0.jpg")
     with pytest.raises(UserError, match=r"train/dark/0\.jpg"):
-        data.train.read(torch.arange(4))
+        data.train.read(torch.arange(4), 20)
 
 
 @pytest.mark.parametrize(
@@ -330,7 +408,7 @@ def test_no_file_can_crash_the_reader(tmp_path: Path) -> None:
             where = rng.integers(0, len(bad), rng.integers(1, 6))
             bad[where] = rng.integers(0, 256, len(where))
             target.write_bytes(bad[: rng.integers(1, len(bad) + 1)].tobytes())
-            assert imagefolder._sound(target) in (True, False)
+            assert imagefolder._aspect(target) >= 0
 
 
 class Bomb:
@@ -390,7 +468,7 @@ def test_cifar_keeps_channels_rows_and_labels(
     monkeypatch.setattr(kind, "meta", {"filename": name, "key": "label_names", "md5": md5})
 
     data = open_dataset(Data(name="cifar10", path=str(tmp_path), image_size=side))
-    read, _ = data.train.read(torch.arange(4))
+    read, _ = data.train.read(torch.arange(4), side)
     assert (data.channels, data.flips, data.train.labels.tolist()) == (3, True, [3, 1, 4, 1])
     assert read.shape == (4, 3, side, side)
     quarter = side // 4

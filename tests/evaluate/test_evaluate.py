@@ -12,6 +12,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from lmim.data import Dataset
+from lmim.data.augment import WHOLE
 from lmim.evaluate import evaluate
 from lmim.evaluate.linear import linear_top1
 from lmim.evaluate.nearest import knn_top1, nn_top1
@@ -30,9 +31,16 @@ class Images:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def read(self, indices: Int[Tensor, " b"]) -> tuple[UInt8[Tensor, "b 1 s s"], Float[Tensor, " b"]]:
+    @property
+    def aspect(self) -> Float[Tensor, " n"]:
+        return torch.ones(len(self))
+
+    def read(
+        self, indices: Int[Tensor, " b"], side: int, boxes: Float[Tensor, "b 4"] | None = None
+    ) -> tuple[UInt8[Tensor, "b 1 s s"], Float[Tensor, "b 4"]]:
+        assert boxes is None, "evaluation leaves the crop to the dataset"
         self.seen += indices.tolist()
-        return self.images[indices], torch.ones(len(indices))
+        return self.images[indices], WHOLE.expand(len(indices), 4)
 
 
 def images(count: int, seed: int) -> Images:
