@@ -188,7 +188,7 @@ class Config(Section):
     run: Run = Run()
 
     @model_validator(mode="after")
-    def _geometry(self) -> "Config":
+    def _combinations(self) -> "Config":
         """Each rule names the keys it is about, so that the message can point at their lines."""
         side, patch = self.data.image_size, self.encoder.patch_size
         rules: list[tuple[str, bool, str]] = [
@@ -210,18 +210,19 @@ class Config(Section):
             (
                 "run.processes",
                 self.optim.accumulate % run.processes == 0,
-                f"{run.processes} processes cannot share {self.optim.accumulate} micro-batches alike: "
-                "optim.accumulate must be divisible by it",
+                f"{run.processes} does not divide optim.accumulate {self.optim.accumulate}, the step's "
+                "micro-batches, which they share",
             ),
             (
                 "run.gpus",
                 run.gpus <= 1,
-                f"{run.gpus:g}: a process trains on one GPU: for more of them set run.processes",
+                f"{run.gpus:g} is more than the one GPU that a process trains on: for more set run.processes",
             ),
             (
                 "run.gpus",
                 run.gpus == 1 or run.processes == 1 or run.device == "cpu",
-                f"{run.gpus:g}: several run.processes take one GPU each: set run.gpus=1 or run.device=cpu",
+                f"{run.gpus:g} is less than the one GPU that each of several run.processes takes: set it to "
+                "1, or run.device=cpu",
             ),
         ]
         if self.loss.kind == "patch_discrimination":
@@ -250,7 +251,7 @@ class Config(Section):
             )
         for key, holds, message in rules:
             if not holds:
-                raise GeometryError(key, message)
+                raise CombinationError(key, message)
         return self
 
     @property
@@ -280,8 +281,8 @@ class Config(Section):
         return flatten(self.model_dump())
 
 
-class GeometryError(ValueError):
-    """A combination of values that fits no image; `key` is the dotted key to blame."""
+class CombinationError(ValueError):
+    """Values that do not go together; `key` is the dotted key to blame."""
 
     def __init__(self, key: str, message: str) -> None:
         super().__init__(f"{key}: {message}")

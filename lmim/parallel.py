@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NoReturn
 
 import torch
@@ -116,23 +117,28 @@ def with_replicas(size: int, gpus: bool, work: Work, *arguments: object) -> Iter
         try:
             while not team.complete():
                 if _failed(replicas):
-                    raise RuntimeError("a process of the trial ended before it began")
+                    raise _cause(replicas)
                 time.sleep(0.05)
             with team.join(0):
-                yield
+                try:
+                    yield
+                except RuntimeError as error:  # so an exchange fails when one of its processes has gone
+                    deadline = time.monotonic() + PATIENCE
+                    while time.monotonic() < deadline:
+                        if _failed(replicas):
+                            raise _cause(replicas) from error
+                        time.sleep(0.05)
+                    raise
             over.set()
             for process in replicas.processes:
                 process.join(PATIENCE)
-        except RuntimeError as error:  # an exchange fails when one of its processes has gone
-            deadline = time.monotonic() + PATIENCE
-            while not _failed(replicas) and time.monotonic() < deadline:
-                time.sleep(0.05)
-            raise _cause(replicas) or error from None
         finally:
             over.set()
             for process in replicas.processes:
                 process.kill()
                 process.join()
+            for file in replicas.error_files:
+                Path(file).unlink(missing_ok=True)
 
 
 def _failed(replicas: ProcessContext) -> list[tuple[int, int]]:
@@ -141,8 +147,8 @@ def _failed(replicas: ProcessContext) -> list[tuple[int, int]]:
     return [(rank, code) for rank, code in enumerate(codes, 1) if code]
 
 
-def _cause(replicas: ProcessContext) -> Exception | None:
-    """What ended a replica, if anything did. Does not return if it was killed."""
+def _cause(replicas: ProcessContext) -> Exception:
+    """What ended the first replica that did not end well. Does not return if one was killed."""
     time.sleep(0.5)  # one that is killed makes others fail: both are there to see by now
     for rank, code in _failed(replicas):
         if code < 0:
@@ -160,8 +166,8 @@ def _cause(replicas: ProcessContext) -> Exception | None:
             return UserError(last.removeprefix(mended_by_user))
         return RuntimeError(f"process {error.error_index + 1} of the trial: {last}")
     except ProcessExitedException as error:
-        return RuntimeError(str(error))
-    return None
+        return RuntimeError(f"process {error.error_index + 1} of the trial exited with {error.exit_code}")
+    return RuntimeError("a process of the trial ended before its time")
 
 
 def _watch(replicas: ProcessContext, over: threading.Event) -> None:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
-from lmim.config import KINDS, Config, Count, GeometryError, Section, merge
+from lmim.config import KINDS, CombinationError, Config, Count, Section, merge
 from lmim.located_yaml import Node, fail, nearest, read_yaml, scalar, show, word
 
 PROJECT_ABLATIONS = Path(__file__).parent.parent / "ablations"
@@ -124,7 +124,7 @@ def _check(settings: Settings) -> None:
     try:
         Config.model_validate(merge({}, {key: s.value for key, s in settings.items()}))
     except ValidationError as error:
-        _explain(error, settings, "", geometry=False)
+        _explain(error, settings, "", combinations=False)
 
 
 def resolve(settings: Settings, where: str) -> Config:
@@ -136,18 +136,18 @@ def resolve(settings: Settings, where: str) -> Config:
         raise
 
 
-def _explain(error: ValidationError, settings: Settings, where: str, geometry: bool = True) -> None:
+def _explain(error: ValidationError, settings: Settings, where: str, combinations: bool = True) -> None:
     """Turn pydantic's error into ours."""
     first = error.errors()[0]
     cause = first.get("ctx", {}).get("error")
-    if isinstance(cause, GeometryError):
-        if geometry:
+    if isinstance(cause, CombinationError):
+        if combinations:
             named = {cause.key, *re.findall(r"[a-z_]+\.[a-z_]+", cause.message)}
             suspects = [s for key, s in settings.items() if key in named]
             # the change that was laid on last broke what held before it
             blamed = max(suspects, key=lambda s: (s.rank, s.key == cause.key), default=None)
             place = f"{blamed.where}: {blamed.key}" if blamed else where
-            fail(place, f"impossible geometry: {cause.key} {cause.message}")
+            fail(place, f"impossible combination: {cause.key} {cause.message}")
         return
     path = [str(part) for part in first["loc"]]
     key = ".".join(path)

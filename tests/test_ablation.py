@@ -305,11 +305,11 @@ AXES = "axes: {loss: [mse, cosine]}\n"
         ),
         (
             "axes:\n  mask.ratio:\n    - 0.75\n    - 0.99\n",
-            "sweep.yaml:6: mask.ratio: impossible geometry: mask.ratio 0.99 of 25 patches leaves 0",
+            "sweep.yaml:6: mask.ratio: impossible combination: mask.ratio 0.99 of 25 patches leaves 0",
         ),
         (
             "axes:\n  encoder.heads: [3]\n",
-            "sweep.yaml:4: encoder.heads: impossible geometry: encoder.width 64 is not",
+            "sweep.yaml:4: encoder.heads: impossible combination: encoder.width 64 is not",
         ),
         (
             AXES + "claims:\n  - mse > cosin\n",
@@ -383,7 +383,7 @@ def test_each_mistake_is_named_with_its_place(folder: Folder, text: str, message
         (
             "scales/demo.yaml",
             "encoder:\n  patch_size: 3\n",
-            "demo.yaml:2: encoder.patch_size: impossible geometry",
+            "demo.yaml:2: encoder.patch_size: impossible combination",
         ),
     ],
 )
@@ -406,11 +406,11 @@ def test_a_mistake_in_the_base_or_the_scale_names_that_file(
         ({"sets": ["seed=1"]}, "--set seed=1: seed: expected --seeds"),
         (
             {"sets": ["encoder.heads=5"]},
-            "--set encoder.heads=5: encoder.heads: impossible geometry: encoder.width",
+            "--set encoder.heads=5: encoder.heads: impossible combination: encoder.width",
         ),
         (
             {"sets": ["data.image_size=4"]},
-            "--set data.image_size=4: data.image_size: impossible geometry: mask.ratio 0.75 of 1",
+            "--set data.image_size=4: data.image_size: impossible combination: mask.ratio 0.75 of 1",
         ),
         ({"only": ["mze"]}, "--only mze: expected an arm of"),
         ({"only": ["mze"]}, "found none of that name; did you mean mse?"),

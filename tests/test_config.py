@@ -5,7 +5,7 @@ import json
 import pytest
 from pydantic import ValidationError
 
-from lmim.config import Config, GeometryError, choices, flatten, merge
+from lmim.config import CombinationError, Config, choices, flatten, merge
 
 
 def test_identity_survives_a_round_trip_through_json() -> None:
@@ -47,12 +47,12 @@ def test_a_whole_number_and_its_float_are_one_identity() -> None:
         ({"data": {"image_size": 21}}, "data.image_size"),
     ],
 )
-def test_impossible_geometry_names_its_key(change: dict[str, object], key: str) -> None:
+def test_an_impossible_combination_names_its_key(change: dict[str, object], key: str) -> None:
     """Else a trial would fail in the middle of a sweep, in the words of a tensor library."""
     with pytest.raises(ValidationError) as caught:
         Config.model_validate(change)
     cause = caught.value.errors()[0]["ctx"]["error"]
-    assert isinstance(cause, GeometryError)
+    assert isinstance(cause, CombinationError)
     assert cause.key == key
 
 

@@ -209,7 +209,7 @@ if __name__ == "__main__":
     [
         ("unreadable", "UserError x.jpg: cannot be read any more: restore the file"),
         ("broken", "RuntimeError process 1 of the trial: ValueError: no such thing"),
-        ("gone", "RuntimeError process 0 terminated with exit code 3"),
+        ("gone", "RuntimeError process 1 of the trial exited with 3"),
     ],
 )
 def test_what_ends_a_replica_is_the_trials_error(tmp_path: Path, work: str, expected: str) -> None:
@@ -268,8 +268,11 @@ def test_a_trial_takes_what_its_processes_take() -> None:
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"run__processes": 3}, r"run\.processes.* 3 processes cannot share 4 micro-batches"),
-        ({"run__processes": 2, "run__device": "auto", "run__gpus": 0.5}, r"run\.gpus.*run\.gpus=1"),
+        ({"run__processes": 3}, r"run\.processes.* 3 does not divide optim\.accumulate 4"),
+        (
+            {"run__processes": 2, "run__device": "auto", "run__gpus": 0.5},
+            r"run\.gpus.*set it to 1, or run\.device=cpu",
+        ),
         ({"run__gpus": 8.0}, r"run\.gpus.*set run\.processes"),
     ],
 )

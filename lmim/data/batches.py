@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from operator import itemgetter
+from typing import TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
@@ -105,13 +106,16 @@ def batches(
                 found = MicroBatch(images, replace(mine, boxes=boxes))
                 yield found.each(Tensor.pin_memory) if pin else found
 
-    ahead = _ahead(read())
+    micro_batches = ahead(read())
     for _ in range(first_step, steps):
-        yield itertools.islice(ahead, len(starts))
+        yield itertools.islice(micro_batches, len(starts))
 
 
-def _ahead(source: Iterator[MicroBatch]) -> Iterator[MicroBatch]:
-    """The same items, each made by a thread while the one before is in use."""
+Item = TypeVar("Item")
+
+
+def ahead(source: Iterator[Item]) -> Iterator[Item]:
+    """The same items, none of them None, each made by a thread while the one before is in use."""
     with ThreadPoolExecutor(1) as pool:
         coming = pool.submit(next, source, None)
         while (item := coming.result()) is not None:

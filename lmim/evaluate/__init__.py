@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lmim.data import Dataset, Split
 from lmim.data.augment import crop, normalise
+from lmim.data.batches import ahead
 from lmim.evaluate.linear import Ridge
 from lmim.evaluate.nearest import Neighbours, nn_top1
 
@@ -51,6 +52,7 @@ def _features(
     encode: Encode, dataset: Dataset, split: Split, side: int, batch: int, device: torch.device | str
 ) -> Iterator[tuple[Float[Tensor, "b d"], Int[Tensor, " b"]]]:
     mean, std = (torch.tensor(values, device=device) for values in (dataset.mean, dataset.std))
-    for indices in torch.split(torch.arange(len(split)), batch):
-        images, boxes = (part.to(device, non_blocking=True) for part in split.read(indices, side))
+    parts = torch.split(torch.arange(len(split)), batch)
+    for indices, read in zip(parts, ahead(split.read(indices, side) for indices in parts), strict=True):
+        images, boxes = (part.to(device, non_blocking=True) for part in read)
         yield encode(normalise(crop(images, boxes, side), mean, std)), split.labels[indices].to(device)
