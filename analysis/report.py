@@ -200,10 +200,12 @@ def _page(notebook: Any, title: str) -> str:
 def summary(found: results.Results, frame: "pd.DataFrame") -> str:
     """The first lines of a report: what was compared, on how much, at which cost."""
     arms = int((~frame["baseline"]).sum())
+    spent = [(frame["core_hours"].sum(), "core"), (frame["gpu_hours"].sum(), "GPU")]
+    hours = ", ".join(f"{total:.2f} {unit}-hours" for total, unit in spent if total)
     return (
         f"Sweep **{found.name}**, scale **{found.setting}**, design {found.design}: {arms} arms and "
         f"{len(frame) - arms} baselines; {len(found.trials)} trials count, {len(found.excluded)} do not; "
-        f"{frame['core_hours'].sum():.2f} core-hours. The metric is `{found.metric}`."
+        f"{hours}. The metric is `{found.metric}`."
     )
 
 

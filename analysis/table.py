@@ -27,6 +27,7 @@ class Row:
     """In the order of the columns."""
     outcomes: Mapping[str, int]
     core_hours: float
+    gpu_hours: float
 
 
 def rows(results: Results) -> tuple[Row, ...]:
@@ -44,6 +45,7 @@ def _row(arm: Arm, results: Results) -> Row:
         {key: interval(t.metrics[key] for t in trials if key in t.metrics) for key in results.metrics},
         dict(sorted(Counter(t.outcome for t in trials if t.outcome).items())),
         math.fsum(map(_core_seconds, trials)) / 3600,
+        math.fsum(trial.metrics.get("system/gpu_seconds", 0.0) for trial in trials) / 3600,
     )
 
 
@@ -100,7 +102,8 @@ def cells(table: Sequence[Row], none: str = NONE) -> list[list[str]]:
         fewer = "" if found.n == row.n else f" (n={found.n})"
         return f"{found.mean:.{digits[key]}f}{half}{fewer}"
 
-    head = ["arm", "n", *map(label, metrics), "outcome", "core-hours"]
+    on_gpus = any(row.gpu_hours for row in table)
+    head = ["arm", "n", *map(label, metrics), "outcome", "core-hours", *["GPU-hours"] * on_gpus]
     return [head] + [
         [
             row.arm,
@@ -108,6 +111,7 @@ def cells(table: Sequence[Row], none: str = NONE) -> list[list[str]]:
             *(number(row, key) for key in metrics),
             ", ".join(f"{count} {outcome}" for outcome, count in row.outcomes.items()) or none,
             f"{row.core_hours:.3f}",
+            *[f"{row.gpu_hours:.3f}"] * on_gpus,
         ]
         for row in table
     ]
@@ -117,7 +121,7 @@ def caption(results: Results) -> str:
     """What the figures in a table are."""
     return (
         f"Mean ± half-width of the 95 % t-interval over n seeds; scale {results.setting}; "
-        "core-hours are the sum over the row's trials."
+        "hours are the sum over the row's trials."
     )
 
 
@@ -138,6 +142,7 @@ def to_csv(table: Sequence[Row]) -> str:
             *(key + part for key in metrics for part in parts),
             *outcomes,
             "core_hours",
+            "gpu_hours",
         ]
     )
     for row in table:
@@ -151,6 +156,7 @@ def to_csv(table: Sequence[Row]) -> str:
                 *(value for i in found for value in (i.mean, i.n, i.low, i.high)),
                 *(row.outcomes.get(outcome, 0) for outcome in outcomes),
                 row.core_hours,
+                row.gpu_hours,
             ]
         )
     return text.getvalue()
@@ -163,7 +169,7 @@ def to_markdown(table: Sequence[Row], results: Results) -> str:
         [f"*{line[0]}*" if row.baseline else line[0], *line[1:]]
         for row, line in zip(table, body, strict=True)
     ]
-    lines = [head, ["---", *["---:"] * (len(head) - 3), "---", "---:"], *body]
+    lines = [head, ["---" if name in ("arm", "outcome") else "---:" for name in head], *body]
     text = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
     note = " Baselines in italics." if any(row.baseline for row in table) else ""
     return f"**{results.question}**\n\n{text}\n\n{caption(results)}{note}\n"
@@ -172,7 +178,7 @@ def to_markdown(table: Sequence[Row], results: Results) -> str:
 def to_latex(table: Sequence[Row], results: Results) -> str:
     """A booktabs tabular, the baselines under a rule of their own."""
     head, *body = cells(table, none="--")
-    columns = "l" + "r" * (len(head) - 3) + "lr"
+    columns = "".join("l" if name in ("arm", "outcome") else "r" for name in head)
     lines = [_latex_line(head), r"\midrule"]
     for row, line, above in zip(table, body, [None, *table], strict=False):
         if row.baseline and above is not None and not above.baseline:

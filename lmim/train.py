@@ -399,6 +399,8 @@ def _bring_up_to_date(
         elif run.steps:
             outcome = "collapsed" if results["eval/rank_ratio"] < COLLAPSED else "learned"
     results["system/seconds"] = seconds()
+    if run.device.type == "cuda":
+        results["system/gpu_seconds"] = seconds() * config.run.gpus * config.run.processes
     note(results, status="done", outcome=outcome, eta_seconds=0.0, finished=time.time())
     return folder.state()
 

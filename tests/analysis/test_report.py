@@ -340,6 +340,20 @@ def test_latex_escapes_and_rules() -> None:
     assert text.count(r"\midrule") == 2
 
 
+def test_what_ran_on_a_gpu_is_priced_in_gpu_hours() -> None:
+    """The cost of eight GPUs is not that of their cores; and a table from a CPU has no column of zeros."""
+    assert table.cells(table.rows(results.assemble(PLAN, RUNS)))[0][-1] == "core-hours"
+    runs = [replace(run, metrics={**run.metrics, "system/gpu_seconds": 36.0 * 8}) for run in RUNS]
+    found = results.assemble(PLAN, runs)
+    rows = table.rows(found)
+    head, first, *_ = table.cells(rows)
+    assert head[-2:] == ["core-hours", "GPU-hours"]
+    assert first[-2:] == [f"{rows[0].n * hours:.3f}" for hours in (0.02, 0.08)]
+    assert table.to_csv(rows).splitlines()[0].endswith("core_hours,gpu_hours")
+    columns = table.to_markdown(rows, found).splitlines()[3]
+    assert columns.endswith("| --- | ---: | ---: |"), columns
+
+
 def test_outputs(sweep: tuple[Path, report.Report]) -> None:
     """Every promised file is there and holds what MLflow holds."""
     _, built = sweep
