@@ -78,9 +78,8 @@ class Noise:
         self, indices: Int[Tensor, " b"], side: int, boxes: Float[Tensor, "b 4"] | None = None
     ) -> tuple[UInt8[Tensor, "b c s s"], Float[Tensor, "b 4"]]:
         """The whole images."""
-        return self.images[indices % len(self.images)], WHOLE.expand(
-            len(indices), 4
-        ) if boxes is None else boxes
+        boxes = WHOLE.repeat(len(indices), 1) if boxes is None else boxes
+        return self.images[indices % len(self.images)], boxes
 
 
 def noise(config: Config, size: cost.Size) -> Dataset:

@@ -7,6 +7,10 @@ loopback alone. The processes meet through a file that only their user can open.
 """
 
 import contextlib
+import hashlib
+import json
+import logging
+import multiprocessing
 import os
 import signal
 import socket
@@ -14,26 +18,26 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import NoReturn
 
 import torch
 from torch import Tensor, distributed
 from torch.distributed import FileStore  # type: ignore[attr-defined]
-from torch.multiprocessing.spawn import (
-    ProcessContext,
-    ProcessExitedException,
-    ProcessRaisedException,
-    start_processes,
-)
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from lmim.config import UserError
+from lmim.trial import ProcessKilled
+
+log = logging.getLogger(__name__)
 
 PATIENCE = 10.0
-"""Seconds in which the cause of a failed exchange must show, and the first process must notice one."""
+"""Seconds in which the cause of a failed exchange must show, a failure be noticed, or a replica end."""
 
 
 def rank() -> int:
@@ -55,7 +59,7 @@ def add_up(tensors: Sequence[Tensor]) -> None:
 
 
 def agree(wish: bool) -> bool:
-    """The first process' wish, in every process. Waits for the other hosts, not for a device."""
+    """The first process' wish, in every process. Waits for the other processes, not for a device."""
     if size() == 1:
         return wish
     told = torch.tensor([wish])
@@ -63,32 +67,47 @@ def agree(wish: bool) -> bool:
     return bool(told)
 
 
+def check_alike(*facts: object) -> None:
+    """Whether all processes stand where the first one does.
+
+    Raises:
+        RuntimeError: this one does not.
+    """
+    digest = hashlib.blake2b(repr(facts).encode(), digest_size=8).digest()
+    mine = int.from_bytes(digest, "little", signed=True)
+    if size() > 1:
+        told = torch.tensor([mine])
+        distributed.broadcast(told, 0)
+        if told != mine:
+            raise RuntimeError(f"weights, data or step differ from the first process': {facts}")
+
+
 @dataclass(frozen=True)
 class Team:
     """Where the processes of one trial meet."""
 
-    file: str
+    folder: Path
     size: int
     gpus: bool
 
+    def store(self) -> FileStore:
+        """What all of them read and write."""
+        return FileStore(str(self.folder / "store"), self.size)
+
     @contextlib.contextmanager
-    def join(self, rank: int) -> Iterator[None]:
-        """Be the process number `rank` of the team; returns when all are there."""
+    def join(self, rank: int, store: FileStore | None = None) -> Iterator[None]:
+        """Be the process number `rank` of the team; begins when all are there.
+
+        After an exception the team is not left, as that would wait for all of its processes: see `_abandon`.
+        """
         loopback = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
         os.environ |= {"GLOO_SOCKET_IFNAME": loopback, "NCCL_SOCKET_IFNAME": loopback}
-        store = FileStore(self.file, self.size)
+        store = store or self.store()
         store.set(f"here {rank}", "")
         backend = "cpu:gloo,cuda:nccl" if self.gpus else "gloo"
         distributed.init_process_group(backend, store=store, rank=rank, world_size=self.size)
-        try:
-            yield
-        finally:
-            distributed.destroy_process_group()
-
-    def complete(self) -> bool:
-        """Whether every replica is ready to join."""
-        names = [f"here {rank}" for rank in range(1, self.size)]
-        return bool(FileStore(self.file, self.size).check(names))
+        yield
+        distributed.destroy_process_group()
 
 
 Work = Callable[..., None]
@@ -97,93 +116,77 @@ Work = Callable[..., None]
 
 @contextlib.contextmanager
 def with_replicas(size: int, gpus: bool, work: Work, *arguments: object) -> Iterator[None]:
-    """Be the first of `size` processes while the block runs; the others run `work`.
-
-    When a replica is killed, this process is killed with it: the processes of a trial live and die together,
-    and go on from its checkpoint.
+    """Be the first of `size` processes while the block runs; the others run `work`, and end with it.
 
     Raises:
-        UserError, RuntimeError: what ended a replica, in one line; its traceback goes to stderr.
+        ProcessKilled: one of them was killed.
+        UserError, RuntimeError: one of them raised, in one line; its traceback goes to stderr.
     """
     if size == 1:
         yield
         return
     with tempfile.TemporaryDirectory(prefix="lmim-") as folder:
-        team = Team(f"{folder}/store", size, gpus)
-        given = os.getpid(), work, team, arguments
-        replicas = start_processes(_replica, given, size - 1, join=False, daemon=True)  # type: ignore[no-untyped-call]
+        team = Team(Path(folder), size, gpus)
+        store = team.store()  # one for all polls: each that is closed counts as a process that has left
+        replicas = _start(team, work, arguments)
         over = threading.Event()
-        threading.Thread(target=_watch, args=(replicas, over), daemon=True).start()
+        threading.Thread(target=_watch, args=(replicas, team, over), daemon=True).start()
         try:
-            while not team.complete():
-                if _failed(replicas):
-                    raise _cause(replicas)
+            while not store.check([f"here {rank}" for rank in range(1, size)]):
+                if any(_codes(replicas)):
+                    raise _cause(replicas, team)
                 time.sleep(0.05)
-            with team.join(0):
+            with team.join(0, store):
                 try:
                     yield
                 except RuntimeError as error:  # so an exchange fails when one of its processes has gone
                     deadline = time.monotonic() + PATIENCE
                     while time.monotonic() < deadline:
-                        if _failed(replicas):
-                            raise _cause(replicas) from error
+                        if any(_codes(replicas)):
+                            raise _cause(replicas, team) from error
                         time.sleep(0.05)
                     raise
             over.set()
-            for process in replicas.processes:
+            for process in replicas:
                 process.join(PATIENCE)
+                if process.exitcode != 0:
+                    log.warning("%s ended the trial's training badly (%s)", process.name, process.exitcode)
         finally:
             over.set()
-            for process in replicas.processes:
+            for process in replicas:
                 process.kill()
                 process.join()
-            for file in replicas.error_files:
-                Path(file).unlink(missing_ok=True)
+            _abandon(team)
 
 
-def _failed(replicas: ProcessContext) -> list[tuple[int, int]]:
-    """Rank and exit code of the replicas that did not end well."""
-    codes = [process.exitcode for process in replicas.processes]
-    return [(rank, code) for rank, code in enumerate(codes, 1) if code]
-
-
-def _cause(replicas: ProcessContext) -> Exception:
-    """What ended the first replica that did not end well. Does not return if one was killed."""
-    time.sleep(0.5)  # one that is killed makes others fail: both are there to see by now
-    for rank, code in _failed(replicas):
-        if code < 0:
-            name = signal.Signals(-code).name
-            on = "run again, the trial goes on from its checkpoint"
-            print(f"process {rank} of the trial was killed by {name}: {on}", file=sys.stderr, flush=True)
-            os.kill(os.getpid(), signal.SIGKILL)
+def _start(team: Team, work: Work, arguments: Sequence[object]) -> list[SpawnProcess]:
+    """The replicas, with the signals blocked that are for the first process to hear."""
+    context = multiprocessing.get_context("spawn")
+    resource_tracker.ensure_running()  # which would unblock them when the first replica is started
+    heard = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1})
     try:
-        replicas.join(0)
-    except ProcessRaisedException as error:
-        print(error.msg, file=sys.stderr, flush=True)
-        last = error.msg.strip().rpartition("\n")[2]
-        mended_by_user = f"{UserError.__module__}.{UserError.__name__}: "
-        if last.startswith(mended_by_user):
-            return UserError(last.removeprefix(mended_by_user))
-        return RuntimeError(f"process {error.error_index + 1} of the trial: {last}")
-    except ProcessExitedException as error:
-        return RuntimeError(f"process {error.error_index + 1} of the trial exited with {error.exit_code}")
-    return RuntimeError("a process of the trial ended before its time")
+        replicas = []
+        for rank in range(1, team.size):
+            given = rank, os.getpid(), team, work, arguments
+            replicas.append(context.Process(target=_replica, args=given, name=f"process {rank}", daemon=True))
+            replicas[-1].start()
+        return replicas
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, heard)
 
 
-def _watch(replicas: ProcessContext, over: threading.Event) -> None:
-    """End this process when a replica has ended and it does not notice, as it waits for its GPU."""
-    while not over.wait(0.25):
-        if _failed(replicas) and not over.wait(PATIENCE):
-            _cause(replicas)
-            os._exit(1)
-
-
-def _replica(index: int, first: int, work: Work, team: Team, arguments: Sequence[object]) -> None:
-    """A replica's whole life. What a signal means is for the first process to decide."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
+def _replica(rank: int, first: int, team: Team, work: Work, arguments: Sequence[object]) -> None:
+    """A replica's whole life."""
     threading.Thread(target=_follow, args=(first,), daemon=True).start()
-    work(team, index + 1, *arguments)
+    try:
+        work(team, rank, *arguments)
+    except Exception as error:  # noqa: BLE001  the first process raises it
+        traceback.print_exc()
+        first_line = next(iter(str(error).splitlines()), "")
+        cause = {"user": isinstance(error, UserError), "kind": type(error).__name__, "text": first_line}
+        (team.folder / f"cause {rank}").write_text(json.dumps(cause), encoding="utf-8")
+        sys.stderr.flush()
+        os._exit(1)  # at once: an orderly exit from an exchange between GPUs waits for the others
 
 
 def _follow(first: int) -> NoReturn:
@@ -191,3 +194,46 @@ def _follow(first: int) -> NoReturn:
     while os.getppid() == first:
         time.sleep(0.25)
     os._exit(1)
+
+
+def _codes(replicas: Sequence[SpawnProcess]) -> list[int]:
+    """Exit codes, 0 for those that still run."""
+    return [process.exitcode or 0 for process in replicas]
+
+
+def _cause(replicas: Sequence[SpawnProcess], team: Team) -> BaseException:
+    """Why the first replica to end badly did: those that it made fail come later."""
+    time.sleep(0.5)  # one that was killed makes others fail: all are there to see by now
+    for rank, code in enumerate(_codes(replicas), 1):
+        if code < 0:
+            return ProcessKilled(rank, -code)
+    causes = sorted(team.folder.glob("cause *"), key=lambda path: path.stat().st_mtime_ns)
+    if not causes:
+        rank, code = next((rank, code) for rank, code in enumerate(_codes(replicas), 1) if code)
+        return RuntimeError(f"process {rank} of the trial exited with {code}")
+    cause = json.loads(causes[0].read_text(encoding="utf-8"))
+    if cause["user"]:
+        return UserError(cause["text"])
+    who = causes[0].name.replace("cause", "process")
+    return RuntimeError(f"{who} of the trial: {cause['kind']}: {cause['text']}")
+
+
+def _watch(replicas: Sequence[SpawnProcess], team: Team, over: threading.Event) -> None:
+    """End this process if a replica has ended and it does not notice, because it waits for its GPU."""
+    while not over.wait(0.25):
+        if any(_codes(replicas)) and not over.wait(PATIENCE):
+            cause = _cause(replicas, team)
+            print(f"error: {cause}", file=sys.stderr, flush=True)
+            if isinstance(cause, ProcessKilled):
+                cause.die()
+            os._exit(1)
+
+
+def _abandon(team: Team) -> None:
+    """Leave an exchange whose other processes are gone, so that this one can begin another."""
+    if not distributed.is_initialized():
+        return
+    if team.gpus:
+        distributed.distributed_c10d._abort_process_group()
+    else:
+        distributed.destroy_process_group()

@@ -42,7 +42,7 @@ from lmim import ablation, cost
 from lmim.command import Parser, brief, exit_code, out_folder, redacted
 from lmim.config import Config, UserError
 from lmim.sweep_file import full_name
-from lmim.trial import State, TrialFolder
+from lmim.trial import ProcessKilled, State, TrialFolder
 from lmim.worker import GRACE, RESTARTS, fail, run_here, run_on_worker
 
 if TYPE_CHECKING:
@@ -63,6 +63,8 @@ class Resources:
 
     cpus: float
     gpus: float
+    nodes: tuple["Resources", ...] = ()
+    """Of a cluster: a trial runs on one of them."""
 
     def share(self, config: Config, place: Callable[[str], str] = str) -> dict[str, float]:
         """What one trial takes; `place` says where a key was set.
@@ -75,14 +77,20 @@ class Resources:
         gpus, cpus = 0.0 if on_cpu else run.gpus * run.processes, float(run.cpus * run.processes)
         if gpus > self.gpus:
             key = "run.processes" if run.processes > 1 else "run.device"
+            less = "ask for fewer" if run.processes > 1 and self.gpus else "use --set run.device=cpu"
             raise UserError(
-                f"{place(key)}: a trial asks for {gpus:g} GPUs, and {self.gpus:g} are found here; use "
-                "--set run.device=cpu, or name a cluster with --address"
+                f"{place(key)}: a trial asks for {gpus:g} GPUs, and {self.gpus:g} are found here; {less}, or "
+                "name a cluster with --address"
             )
         if cpus > self.cpus:
             raise UserError(
                 f"{place('run.cpus')}: a trial asks for {cpus:g} cores (run.cpus x run.processes), more than "
                 f"the {self.cpus:g} found"
+            )
+        if self.nodes and not any(gpus <= node.gpus and cpus <= node.cpus for node in self.nodes):
+            raise UserError(
+                f"{place('run.processes')}: a trial asks for {gpus:g} GPUs and {cpus:g} cores on one machine "
+                "of the cluster, and none has as many"
             )
         return {"CPU": cpus, "GPU": gpus}
 
@@ -152,7 +160,11 @@ def serial(root: Path, stop: Stop) -> Iterator[Executor]:
         for trial in trials:
             resources.share(trial.config)
         for trial in trials:
-            run_here(trial.config, TrialFolder(root, trial.id), stop.wanted)
+            folder = TrialFolder(root, trial.id)
+            try:
+                run_here(trial.config, folder, stop.wanted)
+            except ProcessKilled as killed:
+                fail(folder, str(killed))
 
     yield execute
 
@@ -205,8 +217,9 @@ def on_ray(
             raise UserError(f"--address {address}: no Ray cluster answers there ({brief(error)})") from None
         stop.listen()
         if address is not None:
-            total: Mapping[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-            found = Resources(total.get("CPU", 0.0), total.get("GPU", 0.0))
+            alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+            nodes = tuple(Resources(node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in alive)
+            found = Resources(sum(node.cpus for node in nodes), sum(node.gpus for node in nodes), nodes)
         # workers elsewhere must see Tune's folder, so that it lies beside the trials then
         storage = scratch if address is None else root.parent / f".{scratch.name}"
         yield partial(_fit, root=root, stop=stop, resources=found, limit=limit, storage=storage)

@@ -4,7 +4,8 @@ It knows nothing of Ray or MLflow: it writes the trial's folder and calls a plai
 
 Nothing random needs to be saved (see `data/batches.py`): a run killed at any step and continued from its
 checkpoint ends with bit-identical weights on the same CPU. (On a GPU the attention's backward pass adds in no
-fixed order.) The processes of a data parallel run all go through the same steps (see `parallel.py`).
+fixed order.) The processes of a data parallel run all go through the same steps (see `parallel.py`); another
+number of them changes the result by rounding.
 """
 
 import contextlib
@@ -46,7 +47,7 @@ from lmim.evaluate.collapse import diagnostics
 from lmim.located_yaml import nearest
 from lmim.objectives import OBJECTIVES, Objective
 from lmim.objectives.latent_mim import LatentMIM
-from lmim.trial import State, TrialFolder, code_version
+from lmim.trial import ProcessKilled, State, TrialFolder, code_version
 
 log = logging.getLogger(__name__)
 
@@ -212,7 +213,7 @@ class Run:
         objective.target.after_step(objective.encoder, momentum)
 
     def training_metrics(self) -> dict[str, float]:
-        """Means since the last call; the one place where the loop waits for the device."""
+        """Means since the last call. Waits for the device, as do the collapse measures and a checkpoint."""
         loss, term, norm = (self.sums / max(self.counted, 1)).tolist()
         self.sums.zero_()
         self.counted = 0
@@ -258,7 +259,7 @@ class Run:
         A damaged one is kept beside, under another name: nothing in it could be gone on from.
         """
         try:
-            saved = torch.load(path, map_location="cpu", weights_only=True)
+            saved = read_checkpoint(path)
         except FileNotFoundError:
             return False
         except (RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
@@ -270,13 +271,23 @@ class Run:
             raise UserError(
                 f"{path}: is a checkpoint of trial {saved['identity']}, not {self.config.identity}"
             )
+        self.go_on_from(saved)
+        return True
+
+    def go_on_from(self, saved: dict[str, Any]) -> None:
+        """Take over what a checkpoint holds."""
         self.progress = Progress(**saved["progress"])
         self.objective.load_state_dict(saved["objective"])
         if self.optimiser:
             self.optimiser.load_state_dict(saved["optimiser"])
         self.sums.copy_(saved["sums"])
         self.counted = saved["counted"]
-        return True
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """What `Run.save` wrote, on the CPU; loaded without unpickling code."""
+    saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return saved
 
 
 def ignore(step: int, metrics: dict[str, float]) -> None:
@@ -411,6 +422,8 @@ End = Literal["trained", "diverged", "interrupted"]
 def _steps(run: Run, stop: Callable[[], bool], note: Callable[..., None], save: Callable[[], None]) -> End:
     """The steps that are left, in every process of the trial; the first one's `stop` counts for all."""
     config, progress = run.config, run.progress
+    weights = sum(parameter.double().sum().item() for parameter in run.objective.parameters())
+    parallel.check_alike(progress.step, run.steps, run.dataset.version, weights)
     saved, started_at = time.monotonic(), (time.monotonic(), progress.step)
     rank, size, pin = parallel.rank(), parallel.size(), run.device.type == "cuda"
     for micro_batches in batches(run.dataset, config, progress.step, run.steps, rank, size, pin):
@@ -443,7 +456,7 @@ def _replica(team: parallel.Team, rank: int, config: Config, folder: TrialFolder
         torch.cuda.set_device(rank)
     run = Run(config, open_dataset(config.data), device)
     if resumed:
-        run.restore(folder.checkpoint)
+        run.go_on_from(read_checkpoint(folder.checkpoint))
     with team.join(rank):
         _steps(run, lambda: False, lambda *_, **__: None, lambda: None)
 
@@ -494,6 +507,9 @@ def _command(words: Sequence[str]) -> int:
     try:
         state = _with_progress(trial.config, folder, console)
     except KeyboardInterrupt:  # the second Ctrl-C
+        state = folder.state().model_copy(update={"status": "interrupted"})
+    except ProcessKilled as killed:
+        console.print(f"error: {killed}", style="red", highlight=False, soft_wrap=True)
         state = folder.state().model_copy(update={"status": "interrupted"})
     if state.status == "interrupted":
         console.print(

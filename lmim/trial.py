@@ -11,19 +11,20 @@ Everything else (MLflow, tables) is derived from these files and may be deleted.
 Imports neither torch nor Ray nor MLflow.
 """
 
+import contextlib
 import fcntl
 import functools
 import hashlib
 import json
 import math
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -40,6 +41,25 @@ class Busy(UserError):
     def __init__(self, path: Path, pid: int | None) -> None:
         super().__init__(f"{path}: the trial is being run by process {pid or '(unknown)'}")
         self.pid = pid
+
+
+class ProcessKilled(BaseException):
+    """One of the processes of a data parallel trial was killed; the trial goes on from its checkpoint.
+
+    No `Exception`, as it says nothing of the trial: like the end of the trial's own process.
+    """
+
+    def __init__(self, rank: int, number: int) -> None:
+        self.number = number
+        name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
+        super().__init__(f"process {rank} of the trial was killed by {name}; its checkpoint is kept")
+
+    def die(self) -> NoReturn:
+        """End this process in the same way."""
+        with contextlib.suppress(OSError):  # SIGKILL has no handler
+            signal.signal(self.number, signal.SIG_DFL)
+        os.kill(os.getpid(), self.number)
+        os._exit(1)
 
 
 class State(BaseModel):
@@ -132,7 +152,7 @@ class TrialFolder:
         except ValueError as error:  # not JSON, not UTF-8, or of another version's schema
             raise UserError(f"{file}: not a config of this version ({_first(error)}); move it away") from None
 
-    @contextmanager
+    @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the trial; the kernel lets go when this process dies, however it dies.
 

@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import Any, BinaryIO, NoReturn
 
 from lmim.config import Config, UserError
-from lmim.trial import Busy, TrialFolder, code_version
+from lmim.trial import Busy, ProcessKilled, TrialFolder, code_version
 
 RESTARTS = 3
 """How often a trial whose process died goes on from its checkpoint before it counts as failed."""
@@ -63,7 +63,11 @@ def cause(error: Exception) -> str:
 
 
 def run_here(config: Config, folder: TrialFolder, stop: Callable[[], bool]) -> None:
-    """Train in this process; wait for another one that is at the same trial."""
+    """Train in this process; wait for another one that is at the same trial.
+
+    Raises:
+        ProcessKilled: one of the trial's other processes was.
+    """
     from lmim.train import train
 
     while not stop() and folder.state().status != "done":
@@ -138,6 +142,9 @@ def _child(request: Mapping[str, Any], server: int) -> NoReturn:
         config = Config.model_validate_json(request["config"])
         run_here(config, folder, stopping.is_set)
         code = 0
+    except ProcessKilled as killed:  # the server starts the trial again, as if this process had been
+        print(killed, file=sys.stderr, flush=True)
+        killed.die()
     finally:
         # never unwinds into the server's loop, whatever happened
         traceback.print_exc() if code else None

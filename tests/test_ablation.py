@@ -90,7 +90,7 @@ def test_the_paper_scale_is_the_published_recipe() -> None:
     config = load(ABLATIONS / "loss.yaml", "paper").trials[-1].config
     assert config.optim.batch_size * config.optim.accumulate == 4096
     assert (config.encoder.width, config.encoder.depth, config.encoder.heads) == (768, 12, 12)
-    assert (config.grid, config.num_visible, config.mask.similarity) == (14, 20, 0.1)
+    assert (config.grid, config.num_visible, config.mask.gap, config.mask.similarity) == (14, 20, 4, 0.1)
     assert (config.decoder.width, config.decoder.depth, config.decoder.heads) == (512, 3, 16)
 
 

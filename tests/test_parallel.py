@@ -1,5 +1,6 @@
 """Several processes that share the steps of one trial: the same result, and one life."""
 
+import contextlib
 import json
 import os
 import re
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -69,14 +71,43 @@ def begin(folder: TrialFolder, config: Config, pause: float = 0.1) -> subprocess
     return subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
 
 
+def gone(processes: list[psutil.Process]) -> bool:
+    """Whether they have ended, reaped or not, within a while."""
+    deadline = time.monotonic() + 15
+    while time.monotonic() < deadline:
+        states = [one.status() for one in processes if one.is_running()]
+        if set(states) <= {psutil.STATUS_ZOMBIE}:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+@contextlib.contextmanager
+def ended(process: subprocess.Popen[str]) -> Iterator[subprocess.Popen[str]]:
+    """No process outlives its test, whatever fails in it."""
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
 def until_step(folder: TrialFolder, step: int, process: subprocess.Popen[str]) -> list[psutil.Process]:
     """Wait for it; the trial's replicas."""
     deadline = time.monotonic() + 120
     while folder.state().step < step and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
     assert process.poll() is None
-    children = psutil.Process(process.pid).children()
-    return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+    return replicas_of(process.pid)
+
+
+def replicas_of(pid: int | None) -> list[psutil.Process]:
+    """The other processes of a trial."""
+    found = []
+    for child in psutil.Process(pid).children():
+        with contextlib.suppress(psutil.Error):  # git, that the trial asked for its commit, is gone by now
+            found += [child] if "spawn_main" in " ".join(child.cmdline()) else []
+    return found
 
 
 def test_processes_share_a_step_without_changing_it(tmp_path: Path) -> None:
@@ -100,21 +131,21 @@ def test_the_processes_of_a_trial_live_and_die_together(tmp_path: Path) -> None:
     whole, killed = (TrialFolder(tmp_path / name, config.identity) for name in ("whole", "killed"))
     train(config, whole)
 
-    first = begin(killed, config)
-    (replica,) = until_step(killed, 9, first)
-    first.kill()
-    first.wait()
-    psutil.wait_procs([replica], timeout=10)
-    assert not replica.is_running()
+    with ended(begin(killed, config)) as first:
+        replicas = until_step(killed, 9, first)
+        first.kill()
+        assert gone(replicas)
 
-    first = begin(killed, config)
-    (replica,) = until_step(killed, 21, first)
-    replica.kill()
-    _, told = first.communicate(timeout=60)
-    assert first.returncode == -signal.SIGKILL
-    assert re.search(r"process 1 of the trial was killed by SIGKILL: run again", told), told
+    with ended(begin(killed, config)) as first:
+        (replica,) = until_step(killed, 18, first)
+        replica.kill()
+        _, told = first.communicate(timeout=60)
+        assert first.returncode == 1
+        assert told.splitlines()[-1].endswith(
+            "ProcessKilled: process 1 of the trial was killed by SIGKILL; its checkpoint is kept"
+        )
 
-    assert 21 <= killed.state().step < killed.state().steps
+    assert 18 <= killed.state().step < killed.state().steps
     assert train(config, killed).status == "done"
     for name, tensor in weights(whole).items():
         assert torch.equal(tensor, weights(killed)[name]), name
@@ -125,20 +156,16 @@ def test_no_stranger_can_join(tmp_path: Path) -> None:
     """Gradients are exchanged without a password, so that nobody else may reach the sockets."""
     config = tiny(2)
     folder = TrialFolder(tmp_path, config.identity)
-    process = begin(folder, config)
-    try:
+    with ended(begin(folder, config)) as process:
         replicas = until_step(folder, 3, process)
         found = [c for one in (psutil.Process(process.pid), *replicas) for c in one.net_connections()]
-        assert found, "gloo talks through sockets"
         assert {connection.laddr.ip for connection in found} <= {"127.0.0.1", "::1"}
-        assert any(connection.status == psutil.CONN_LISTEN for connection in found)
-    finally:
-        process.kill()
-        process.wait()
+        assert any(connection.status == psutil.CONN_LISTEN for connection in found), "gloo listens"
 
 
-def test_ctrl_c_reaches_all_and_the_first_decides(tmp_path: Path) -> None:
-    """The terminal interrupts every process at once; each by itself would stop at another step, or hang."""
+@pytest.mark.parametrize("step", [0, 5], ids=["as the others start", "in training"])
+def test_ctrl_c_reaches_all_and_the_first_decides(tmp_path: Path, step: int) -> None:
+    """The terminal interrupts every process at once; each by itself would stop at another step, or die."""
     (tmp_path / "tiny.yaml").write_text("name: tiny\naxes: {loss: [mse]}\n")
     sets = ["data.name=digits", "data.image_size=8", "encoder.patch_size=2", "run.log_every=1"]
     sets += [
@@ -149,58 +176,100 @@ def test_ctrl_c_reaches_all_and_the_first_decides(tmp_path: Path) -> None:
         "run.device=cpu",
     ]
     words = [str(tmp_path / "tiny.yaml"), "--arm", "mse", "--seed", "0", "--out", str(tmp_path / "out")]
-    process = subprocess.Popen(
+    trial = subprocess.Popen(
         [sys.executable, "-m", "lmim.train", *words, *(word for pair in sets for word in ("--set", pair))],
         stderr=subprocess.PIPE,
         text=True,
         cwd=REPOSITORY,
         start_new_session=True,
     )
-    deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("out/trials/*/state.json")) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    (path,) = (tmp_path / "out" / "trials").iterdir()
-    folder = TrialFolder(path.parent, path.name)
-    replicas = until_step(folder, 5, process)
-    assert len(replicas) == 1
-    os.killpg(process.pid, signal.SIGINT)
-    _, told = process.communicate(timeout=60)
-    assert process.returncode == 130, told
-    assert folder.state().status == "interrupted"
-    assert "Traceback" not in told
-    assert not replicas[0].is_running()
+    with ended(trial) as process:
+        deadline = time.monotonic() + 120
+        while not list(tmp_path.glob("out/trials/*/state.json")) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        (path,) = (tmp_path / "out" / "trials").iterdir()
+        folder = TrialFolder(path.parent, path.name)
+        replicas: list[psutil.Process] = []
+        while not replicas:
+            replicas = until_step(folder, step, process)
+        os.killpg(process.pid, signal.SIGINT)
+        _, told = process.communicate(timeout=60)
+        assert process.returncode == 130, told
+        assert "Traceback" not in told
+        assert folder.state().status == "interrupted"
+        assert gone(replicas)
 
 
-def test_a_diverged_run_ends_in_every_process(tmp_path: Path) -> None:
+def test_a_diverged_run_ends_in_every_process(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """One that stopped alone would leave the others waiting for its part."""
     config = tiny(2, optim__base_lr=1e30, loss="mse")
     assert train(config, TrialFolder(tmp_path, config.identity)).outcome == "diverged"
+    assert not caplog.messages, "a replica had to be ended"
 
 
 WORK = """
-import sys
+import os, signal, sys, time
 from lmim.config import UserError
-from lmim.parallel import add_up, with_replicas
+from lmim.parallel import add_up, check_alike, with_replicas
+from lmim.trial import ProcessKilled
 import torch
 
 def unreadable(team, rank):
     raise UserError("x.jpg: cannot be read any more: restore the file")
 
+def unreadable_later(team, rank):
+    with team.join(rank):
+        check_alike("a")
+        add_up([torch.ones(1)])
+        if rank == 2:
+            raise UserError("x.jpg: cannot be read any more: restore the file")
+        add_up([torch.ones(1)])
+
 def broken(team, rank):
     with team.join(rank):
+        check_alike("a")
         add_up([torch.ones(1)])
-        raise ValueError("no such thing")
+        if rank == 2:
+            raise ValueError("no such thing")
+        add_up([torch.ones(1)])
+
+def stray(team, rank):
+    with team.join(rank):
+        check_alike("b" if rank == 2 else "a")
+        add_up([torch.ones(1)])
 
 def gone(team, rank):
     sys.exit(3)
 
+def killed(team, rank):
+    with team.join(rank):
+        check_alike("a")
+        add_up([torch.ones(1)])
+        if rank == 2:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        add_up([torch.ones(1)])
+
+def well(team, rank):
+    with team.join(rank):
+        check_alike("a")
+        add_up([torch.ones(1)])
+        add_up([torch.ones(1)])
+
+def main(work):
+    with with_replicas(3, False, work):
+        check_alike("a")
+        add_up([torch.ones(1)])
+        ones = torch.ones(1)
+        add_up([ones])
+    return ones.item()
+
 if __name__ == "__main__":
     try:
-        with with_replicas(2, False, globals()[sys.argv[1]]):
-            add_up([torch.ones(1)])
-            add_up([torch.ones(1)])
-    except Exception as error:
+        main(globals()[sys.argv[1]])
+    except (Exception, ProcessKilled) as error:
         print(type(error).__name__, error)
+    if sys.argv[1] in ("broken", "killed"):
+        assert main(well) == 3
 """
 
 
@@ -208,21 +277,31 @@ if __name__ == "__main__":
     ("work", "expected"),
     [
         ("unreadable", "UserError x.jpg: cannot be read any more: restore the file"),
-        ("broken", "RuntimeError process 1 of the trial: ValueError: no such thing"),
-        ("gone", "RuntimeError process 1 of the trial exited with 3"),
+        ("unreadable_later", "UserError x.jpg: cannot be read any more: restore the file"),
+        ("broken", "RuntimeError process 2 of the trial: ValueError: no such thing"),
+        ("stray", "RuntimeError process 2 of the trial: RuntimeError: weights, data or step differ"),
+        ("gone", r"RuntimeError process [12] of the trial exited with 3"),
+        ("killed", "ProcessKilled process 2 of the trial was killed by SIGSEGV; its checkpoint is kept"),
     ],
 )
 def test_what_ends_a_replica_is_the_trials_error(tmp_path: Path, work: str, expected: str) -> None:
-    """Otherwise the table of failures says that a connection was closed, and not why."""
+    """Otherwise a failure is that a connection was closed, and not why; or the next trial hangs."""
     (tmp_path / "work.py").write_text(WORK)
-    words = [sys.executable, str(tmp_path / "work.py"), work]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=True)
-    assert done.stdout.strip() == expected, done.stderr
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "work.py"), work],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+    )
+    assert re.match(expected, done.stdout), done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["work.py"], "files are left behind"
 
 
 def test_a_worker_restarts_a_trial_that_lost_a_process(tmp_path: Path) -> None:
     """One GPU process of eight that is killed must cost its trial minutes, not the whole run."""
-    config = tiny(2, optim__epochs=12)
+    config = tiny(2, optim__epochs=40, run__log_every=20, run__checkpoint_seconds=0.5)
     folder = TrialFolder(tmp_path / "trials", config.identity)
     request = {
         "root": str(folder.root),
@@ -237,18 +316,19 @@ def test_a_worker_restarts_a_trial_that_lost_a_process(tmp_path: Path) -> None:
         "run_on_worker(json.loads(sys.argv[1]))\n"
         "[server.close() for server in _SERVERS.values()]"
     )
-    worker = subprocess.Popen([sys.executable, "-c", code, json.dumps(request)], cwd=REPOSITORY)
-    deadline = time.monotonic() + 120
-    while folder.state().step < 6 and worker.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.01)
-    pid = folder.state().pid
-    (replica,) = (one for one in psutil.Process(pid).children() if "spawn_main" in " ".join(one.cmdline()))
-    replica.kill()
-    assert worker.wait(timeout=120) == 0
+    popen = subprocess.Popen([sys.executable, "-c", code, json.dumps(request)], cwd=REPOSITORY, text=True)
+    with ended(popen) as worker:
+        deadline = time.monotonic() + 120
+        while folder.state().step < 20 and worker.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        pid = folder.state().pid
+        (replica,) = replicas_of(pid)
+        replica.kill()
+        assert worker.wait(timeout=120) == 0
     state = folder.state()
     assert (state.status, state.error) == ("done", None)
     assert state.pid != pid
-    assert "was killed by SIGKILL" in (folder.path / "output.txt").read_text()
+    assert "process 1 of the trial was killed by SIGKILL" in (folder.path / "output.txt").read_text()
 
 
 # ---------------------------------------------------------------- the plan
@@ -259,10 +339,16 @@ def test_a_trial_takes_what_its_processes_take() -> None:
     here = Resources(cpus=64, gpus=8)
     config = tiny(4, run__device="cuda", run__cpus=12)
     assert here.share(config) == {"CPU": 48.0, "GPU": 4.0}
-    with pytest.raises(UserError, match=r"run\.processes: a trial asks for 4 GPUs, and 2 are found"):
+    with pytest.raises(
+        UserError, match=r"run\.processes: a trial asks for 4 GPUs, and 2 are found here; ask for fewer"
+    ):
         Resources(cpus=64, gpus=2).share(config)
     with pytest.raises(UserError, match=r"run\.cpus: a trial asks for 48 cores"):
         Resources(cpus=16, gpus=8).share(config)
+    two = Resources(cpus=128, gpus=6, nodes=(Resources(64, 3), Resources(64, 3)))
+    with pytest.raises(UserError, match="4 GPUs and 48 cores on one machine of the cluster"):
+        two.share(config)
+    assert two.share(tiny(2, run__device="cuda")) == {"CPU": 2.0, "GPU": 2.0}
 
 
 @pytest.mark.parametrize(

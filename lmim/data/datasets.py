@@ -131,7 +131,7 @@ class ArraySplit:
         if self.side < images.shape[-1]:
             small = F.interpolate(images.float(), (self.side, self.side), mode="bicubic", antialias=True)
             images = small.round().clamp(0, 255).byte()
-        return images, WHOLE.expand(len(indices), 4) if boxes is None else boxes
+        return images, WHOLE.repeat(len(indices), 1) if boxes is None else boxes
 
 
 def open_glyphs(recipe: glyphs.Recipe, data: Data) -> Dataset:

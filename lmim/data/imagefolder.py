@@ -57,7 +57,7 @@ class FolderSplit:
         with ThreadPoolExecutor(_threads()) as pool:
             cut = list(pool.map(self._cut, indices.tolist(), [side] * len(indices), boxes.tolist()))
         images = torch.from_numpy(np.stack(cut)).permute(0, 3, 1, 2).contiguous()
-        return images, WHOLE.expand(len(indices), 4)
+        return images, WHOLE.repeat(len(indices), 1)
 
     def _cut(self, index: int, side: int, box: Sequence[float]) -> NDArray[np.uint8]:
         path = self.root / self.names[index]

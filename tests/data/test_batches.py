@@ -2,14 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from jaxtyping import Float, Int, UInt8
+from PIL import Image
 from torch import Tensor
 
-from lmim.config import Config, UserError, merge
+from lmim.config import Config, Data, UserError, merge
 from lmim.data import Dataset, open_dataset
 from lmim.data.augment import WHOLE
 from lmim.data.batches import Draw, MicroBatch, batches, generator, sample
@@ -135,10 +137,23 @@ def test_what_was_cut_already_is_not_cut_again() -> None:
     class Cut(Numbered):
         def read(self, *arguments: Any) -> tuple[UInt8[Tensor, "b c h w"], Float[Tensor, "b 4"]]:
             images, boxes = super().read(*arguments)
-            return images, WHOLE.expand(len(boxes), 4)
+            return images, WHOLE.repeat(len(boxes), 1)
 
     dataset = replace(numbered(250), train=Cut(250))
     assert all((batch.draw.boxes == WHOLE).all() for step in stream(dataset, tiny()) for batch in step)
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_what_a_gpu_is_fed_can_be_pinned(tmp_path: Path, given: bool) -> None:
+    """Pinning copies a tensor as it lies; one whose rows share their memory would end every run on a GPU."""
+    for split in ("train", "val"):
+        (tmp_path / split / "only").mkdir(parents=True)
+        Image.new("RGB", (9, 9)).save(tmp_path / split / "only" / "x.png")
+    for name in ("digits", "imagefolder"):
+        data = open_dataset(Data(name=name, path=str(tmp_path), image_size=8))
+        boxes = WHOLE.repeat(2, 1) if given else None
+        for tensor in data.train.read(torch.zeros(2, dtype=torch.int64), 8, boxes):
+            assert 0 not in tensor.stride()
 
 
 def test_an_unreadable_image_ends_the_run_by_name() -> None:
