@@ -293,7 +293,7 @@ def test_what_ends_a_replica_is_the_trials_error(tmp_path: Path, work: str, expe
         text=True,
         timeout=120,
         check=True,
-        env=os.environ | {"TMPDIR": str(tmp_path)},
+        env=os.environ | {"TMPDIR": str(tmp_path), "PYTHONPATH": str(REPOSITORY)},
     )
     assert re.match(expected, done.stdout), done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["work.py"], "files are left behind"
