@@ -48,6 +48,16 @@ def brief(error: Exception) -> str:
     return text if len(text) <= 160 else f"{text[:157]}..."
 
 
+def cause(error: Exception) -> str:
+    """An exception in one line.
+
+    >>> cause(ValueError("no such image\\nat all"))
+    'ValueError: no such image'
+    """
+    first = next(iter(str(error).splitlines()), "")
+    return first if isinstance(error, UserError) else f"{type(error).__name__}: {first}".rstrip(": ")
+
+
 def exit_code(command: Callable[[], int]) -> int:
     """What the command returns; 2 and one line for what the user can mend; 130 for Ctrl-C.
 

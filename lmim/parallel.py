@@ -31,6 +31,7 @@ from torch import Tensor, distributed
 from torch.distributed import FileStore  # type: ignore[attr-defined]
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
+from lmim.command import cause
 from lmim.config import UserError
 from lmim.trial import ProcessKilled
 
@@ -68,18 +69,17 @@ def agree(wish: bool) -> bool:
 
 
 def check_alike(*facts: object) -> None:
-    """Whether all processes stand where the first one does.
+    """Whether all processes, of which there are several, stand where the first one does.
 
     Raises:
         RuntimeError: this one does not.
     """
     digest = hashlib.blake2b(repr(facts).encode(), digest_size=8).digest()
     mine = int.from_bytes(digest, "little", signed=True)
-    if size() > 1:
-        told = torch.tensor([mine])
-        distributed.broadcast(told, 0)
-        if told != mine:
-            raise RuntimeError(f"weights, data or step differ from the first process': {facts}")
+    told = torch.tensor([mine])
+    distributed.broadcast(told, 0)
+    if told != mine:
+        raise RuntimeError(f"weights, data or step differ from the first process': {facts}")
 
 
 @dataclass(frozen=True)
@@ -182,9 +182,8 @@ def _replica(rank: int, first: int, team: Team, work: Work, arguments: Sequence[
         work(team, rank, *arguments)
     except Exception as error:  # noqa: BLE001  the first process raises it
         traceback.print_exc()
-        first_line = next(iter(str(error).splitlines()), "")
-        cause = {"user": isinstance(error, UserError), "kind": type(error).__name__, "text": first_line}
-        (team.folder / f"cause {rank}").write_text(json.dumps(cause), encoding="utf-8")
+        told = {"user": isinstance(error, UserError), "cause": cause(error)}
+        (team.folder / f"cause {rank}").write_text(json.dumps(told), encoding="utf-8")
         sys.stderr.flush()
         os._exit(1)  # at once: an orderly exit from an exchange between GPUs waits for the others
 
@@ -211,21 +210,21 @@ def _cause(replicas: Sequence[SpawnProcess], team: Team) -> BaseException:
     if not causes:
         rank, code = next((rank, code) for rank, code in enumerate(_codes(replicas), 1) if code)
         return RuntimeError(f"process {rank} of the trial exited with {code}")
-    cause = json.loads(causes[0].read_text(encoding="utf-8"))
-    if cause["user"]:
-        return UserError(cause["text"])
+    told = json.loads(causes[0].read_text(encoding="utf-8"))
+    if told["user"]:
+        return UserError(told["cause"])
     who = causes[0].name.replace("cause", "process")
-    return RuntimeError(f"{who} of the trial: {cause['kind']}: {cause['text']}")
+    return RuntimeError(f"{who} of the trial: {told['cause']}")
 
 
 def _watch(replicas: Sequence[SpawnProcess], team: Team, over: threading.Event) -> None:
     """End this process if a replica has ended and it does not notice, because it waits for its GPU."""
     while not over.wait(0.25):
         if any(_codes(replicas)) and not over.wait(PATIENCE):
-            cause = _cause(replicas, team)
-            print(f"error: {cause}", file=sys.stderr, flush=True)
-            if isinstance(cause, ProcessKilled):
-                cause.die()
+            error = _cause(replicas, team)
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            if isinstance(error, ProcessKilled):
+                error.die()
             os._exit(1)
 
 

@@ -411,7 +411,7 @@ def _bring_up_to_date(
             outcome = "collapsed" if results["eval/rank_ratio"] < COLLAPSED else "learned"
     results["system/seconds"] = seconds()
     if run.device.type == "cuda":
-        results["system/gpu_seconds"] = seconds() * config.run.gpus * config.run.processes
+        results["system/gpu_seconds"] = results["system/seconds"] * config.run.gpus * config.run.processes
     note(results, status="done", outcome=outcome, eta_seconds=0.0, finished=time.time())
     return folder.state()
 
@@ -422,10 +422,11 @@ End = Literal["trained", "diverged", "interrupted"]
 def _steps(run: Run, stop: Callable[[], bool], note: Callable[..., None], save: Callable[[], None]) -> End:
     """The steps that are left, in every process of the trial; the first one's `stop` counts for all."""
     config, progress = run.config, run.progress
-    weights = sum(parameter.double().sum().item() for parameter in run.objective.parameters())
-    parallel.check_alike(progress.step, run.steps, run.dataset.version, weights)
-    saved, started_at = time.monotonic(), (time.monotonic(), progress.step)
     rank, size, pin = parallel.rank(), parallel.size(), run.device.type == "cuda"
+    if size > 1:
+        weights = sum(parameter.double().sum().item() for parameter in run.objective.parameters())
+        parallel.check_alike(progress.step, run.steps, run.dataset.version, weights)
+    saved, started_at = time.monotonic(), (time.monotonic(), progress.step)
     for micro_batches in batches(run.dataset, config, progress.step, run.steps, rank, size, pin):
         run.step(micro_batches)
         stopping = parallel.agree(stop())

@@ -51,7 +51,7 @@ class ProcessKilled(BaseException):
 
     def __init__(self, rank: int, number: int) -> None:
         self.number = number
-        name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
+        name = signal_name(number)
         super().__init__(f"process {rank} of the trial was killed by {name}; its checkpoint is kept")
 
     def die(self) -> NoReturn:
@@ -60,6 +60,15 @@ class ProcessKilled(BaseException):
             signal.signal(self.number, signal.SIG_DFL)
         os.kill(os.getpid(), self.number)
         os._exit(1)
+
+
+def signal_name(number: int) -> str:
+    """A signal for people.
+
+    >>> signal_name(9), signal_name(99)
+    ('SIGKILL', 'signal 99')
+    """
+    return signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
 
 
 class State(BaseModel):

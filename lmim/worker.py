@@ -21,8 +21,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, NoReturn
 
-from lmim.config import Config, UserError
-from lmim.trial import Busy, ProcessKilled, TrialFolder, code_version
+from lmim.command import cause
+from lmim.config import Config
+from lmim.trial import Busy, ProcessKilled, TrialFolder, code_version, signal_name
 
 RESTARTS = 3
 """How often a trial whose process died goes on from its checkpoint before it counts as failed."""
@@ -50,16 +51,6 @@ class _Recorded:
         (self.folder.path / "error.txt").write_text("".join(traceback.format_exception(error)))
         fail(self.folder, cause(error))
         return True
-
-
-def cause(error: Exception) -> str:
-    """An exception in one line.
-
-    >>> cause(ValueError("no such image\\nat all"))
-    'ValueError: no such image'
-    """
-    first = next(iter(str(error).splitlines()), "")
-    return first if isinstance(error, UserError) else f"{type(error).__name__}: {first}".rstrip(": ")
 
 
 def run_here(config: Config, folder: TrialFolder, stop: Callable[[], bool]) -> None:
@@ -230,14 +221,10 @@ def run_on_worker(request: dict[str, Any]) -> None:
             break
     if code and not stop():
         died = (
-            f"died {RESTARTS + 1} times, last by {_signal_name(-code)}" if code < 0 else f"exited with {code}"
+            f"died {RESTARTS + 1} times, last by {signal_name(-code)}" if code < 0 else f"exited with {code}"
         )
         hint = " (out of memory?)" if -code == signal.SIGKILL else ""
         fail(folder, f"the trial's process {died}{hint}; see {folder.path / 'output.txt'}")
-
-
-def _signal_name(number: int) -> str:
-    return signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
 
 
 def fail(folder: TrialFolder, error: str) -> None:

@@ -217,21 +217,22 @@ import torch
 def unreadable(team, rank):
     raise UserError("x.jpg: cannot be read any more: restore the file")
 
-def unreadable_later(team, rank):
+def steps(team, rank, between=lambda: None):
     with team.join(rank):
         check_alike("a")
         add_up([torch.ones(1)])
         if rank == 2:
-            raise UserError("x.jpg: cannot be read any more: restore the file")
+            between()
         add_up([torch.ones(1)])
 
+def unreadable_later(team, rank):
+    steps(team, rank, lambda: unreadable(team, rank))
+
+def fail():
+    raise ValueError("no such thing")
+
 def broken(team, rank):
-    with team.join(rank):
-        check_alike("a")
-        add_up([torch.ones(1)])
-        if rank == 2:
-            raise ValueError("no such thing")
-        add_up([torch.ones(1)])
+    steps(team, rank, fail)
 
 def stray(team, rank):
     with team.join(rank):
@@ -242,18 +243,7 @@ def gone(team, rank):
     sys.exit(3)
 
 def killed(team, rank):
-    with team.join(rank):
-        check_alike("a")
-        add_up([torch.ones(1)])
-        if rank == 2:
-            os.kill(os.getpid(), signal.SIGSEGV)
-        add_up([torch.ones(1)])
-
-def well(team, rank):
-    with team.join(rank):
-        check_alike("a")
-        add_up([torch.ones(1)])
-        add_up([torch.ones(1)])
+    steps(team, rank, lambda: os.kill(os.getpid(), signal.SIGSEGV))
 
 def main(work):
     with with_replicas(3, False, work):
@@ -269,7 +259,7 @@ if __name__ == "__main__":
     except (Exception, ProcessKilled) as error:
         print(type(error).__name__, error)
     if sys.argv[1] in ("broken", "killed"):
-        assert main(well) == 3
+        assert main(steps) == 3
 """
 
 
