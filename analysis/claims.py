@@ -7,8 +7,8 @@ from statistics import fmean
 
 from analysis.intervals import Interval, interval
 from analysis.results import Arm, Results, count
-from lmim.ablation import parse_claim, selects
-from lmim.sweep_file import full_name
+from lmim.plan.ablation import parse_claim, selects
+from lmim.plan.sweep_file import full_name
 
 COLLAPSED_BELOW = 0.5
 """Of the effective rank at initialisation: where a trial counts as collapsed."""

@@ -20,7 +20,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from analysis import claims, results, table
-from lmim.command import Parser, exit_code, out_folder, redacted
+from lmim.command import Parser, exit_code, out_folder
+from lmim.errors import redacted
 
 if TYPE_CHECKING:
     import pandas as pd

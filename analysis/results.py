@@ -12,9 +12,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmim.command import brief, redacted
-from lmim.config import UserError
-from lmim.sweep_file import full_name
+from lmim.errors import UserError, brief, redacted
+from lmim.plan.sweep_file import full_name
 
 if TYPE_CHECKING:  # importing MLflow takes a second, and only `read` and `curves` need it
     from mlflow import MlflowClient

@@ -32,16 +32,19 @@ from rich.console import Console
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from lmim import ablation, cost
 from lmim.command import Parser, exit_code, out_folder
-from lmim.config import Config, UserError, merge
+from lmim.config import Config, merge
 from lmim.data import Dataset, open_dataset
 from lmim.data.augment import WHOLE
 from lmim.data.batches import batches
+from lmim.errors import UserError
 from lmim.evaluate import evaluate
-from lmim.sweep import local_resources
-from lmim.train import Run
-from lmim.trial import TrialFolder, code_version, write_atomic
+from lmim.files import write_atomic
+from lmim.plan import ablation, cost
+from lmim.sweep.executors import local_resources
+from lmim.train.loop import Run
+from lmim.trial.code import code_version
+from lmim.trial.folder import TrialFolder
 
 Json = dict[str, Any]
 Hows = Sequence[tuple[str, bool]]

@@ -2,13 +2,12 @@
 
 import argparse
 import os
-import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from lmim.config import UserError
+from lmim.errors import UserError
 
 
 class Parser(argparse.ArgumentParser):
@@ -25,37 +24,6 @@ def out_folder(text: str) -> Path:
     if path.exists() and not path.is_dir():
         raise argparse.ArgumentTypeError(f"expected a folder, found the file {text}")
     return path
-
-
-def redacted(text: str) -> str:
-    """Text without the user and password that a URI in it may carry.
-
-    >>> redacted("no https://me:s@cret@host/mlflow there")
-    'no https://host/mlflow there'
-    """
-    return re.sub(r"(?<=://)[^/\s]*@", "", text)
-
-
-def brief(error: Exception) -> str:
-    """Another library's error in one short line, without passwords; of a connection that failed, its cause.
-
-    >>> brief(OSError("HTTPConnectionPool: no (Caused by NewError('Connection(x): Connection refused'))"))
-    'Connection refused'
-    """
-    text = redacted(" ".join(str(error).split()).partition(" [SQL: ")[0])
-    if "(Caused by " in text:
-        text = text.rpartition("(Caused by ")[2].rpartition(": ")[2].rstrip("\"')")
-    return text if len(text) <= 160 else f"{text[:157]}..."
-
-
-def cause(error: Exception) -> str:
-    """An exception in one line.
-
-    >>> cause(ValueError("no such image\\nat all"))
-    'ValueError: no such image'
-    """
-    first = next(iter(str(error).splitlines()), "")
-    return first if isinstance(error, UserError) else f"{type(error).__name__}: {first}".rstrip(": ")
 
 
 def exit_code(command: Callable[[], int]) -> int:

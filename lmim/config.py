@@ -14,10 +14,6 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 
-class UserError(Exception):
-    """What the user can mend: one line of what is wrong, where, and what to do (exit code 2)."""
-
-
 @functools.cache
 def choices(module: str, table: str) -> tuple[str, ...]:
     """The names in the dict at the foot of an axis' file, read from its source.

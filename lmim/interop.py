@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lmim.config import Config, UserError, merge
+from lmim.config import Config, merge
+from lmim.errors import UserError
 from lmim.objectives.latent_mim import LatentMIM
 
 # The authors' key -> ours.

@@ -19,15 +19,16 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
-from lmim.command import Parser, brief, exit_code, out_folder, redacted
-from lmim.config import UserError
-from lmim.trial import State, TrialFolder, write_atomic
+from lmim.command import Parser, exit_code, out_folder
+from lmim.errors import UserError, brief, redacted
+from lmim.files import write_atomic
+from lmim.trial.folder import State, TrialFolder
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Experiment, Run
 
-    from lmim.ablation import Sweep
+    from lmim.plan.ablation import Sweep
 
 log = logging.getLogger(__name__)
 

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from lmim import bench, cost
-from lmim.trial import TrialFolder
+from lmim import bench
+from lmim.plan import cost
+from lmim.trial.folder import TrialFolder
 
 
 @pytest.fixture(scope="module")

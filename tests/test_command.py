@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from analysis import report
-from lmim import sweep, tracking
+from lmim import tracking
+from lmim.sweep import command
 
 HEAD = "name: x\n"
 GOOD = "name: x\naxes: {loss: [mse, cosine]}\n"
@@ -77,7 +78,7 @@ def test_bad_input_gets_one_line(
 ) -> None:
     """A mistake must not end in a traceback, nor in a message that leaves one searching."""
     (folder / "x.yaml").write_bytes(content if isinstance(content, bytes) else content.encode())
-    assert sweep.main(["x.yaml", *more.split()]) == 2
+    assert command.main(["x.yaml", *more.split()]) == 2
     one_line(capsys.readouterr().err, expected)
     assert not list(folder.glob("results/trials/*/state.json"))
 
@@ -92,7 +93,7 @@ def test_bad_input_gets_one_line(
 def test_what_is_no_file(folder: Path, capsys: pytest.CaptureFixture[str], name: str, expected: str) -> None:
     """A slip in the path must show the file that was meant."""
     (folder / "x.yaml").write_text(GOOD)
-    assert sweep.main([name]) == 2
+    assert command.main([name]) == 2
     one_line(capsys.readouterr().err, re.escape(expected))
 
 
@@ -100,7 +101,7 @@ def test_what_is_no_file(folder: Path, capsys: pytest.CaptureFixture[str], name:
 def test_other_editors_files_are_read(folder: Path, content: bytes) -> None:
     """A byte order mark or Windows' line ends are no mistake."""
     (folder / "x.yaml").write_bytes(content)
-    assert sweep.main(["x.yaml", "--dry-run"]) == 0
+    assert command.main(["x.yaml", "--dry-run"]) == 0
 
 
 @pytest.mark.parametrize("content", [b"no database" * 100, b"SQLite format 3\0" + b"\0" * 3000])
@@ -131,7 +132,7 @@ def test_a_server_that_is_not_there_costs_no_training(folder: Path) -> None:
         sets = ("data.name=digits", "data.image_size=8", "encoder.patch_size=2", "optim.epochs=0")
         words = ["--only", "mse", "--serial", "--tracking-uri", uri]
         words += [word for pair in sets for word in ("--set", pair)]
-        found = command("lmim.sweep", "x.yaml", *words)
+        found = run("lmim.sweep", "x.yaml", *words)
     assert found.returncode == 2
     warning, error = found.stderr.splitlines()
     assert warning.startswith(f"MLflow at {uri} takes nothing ([Errno 111] Connection refused)")
@@ -147,13 +148,13 @@ def test_a_server_that_is_not_there_costs_no_training(folder: Path) -> None:
 def test_the_commands_themselves_exit_with_2(folder: Path, module: str, more: str) -> None:
     """A script sees the exit code of the process alone."""
     (folder / "x.yaml").write_text(GOOD if "--arm" in more else HEAD)
-    found = command(module, *more.split())
+    found = run(module, *more.split())
     assert found.returncode == 2
     one_line(found.stderr, "")
     assert not found.stdout
 
 
-def command(*words: str) -> subprocess.CompletedProcess[str]:
+def run(*words: str) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
     return subprocess.run(
         [sys.executable, "-m", *words],

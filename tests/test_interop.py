@@ -10,8 +10,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 from lmim.axes.mask import patchify
-from lmim.config import Config, UserError
+from lmim.config import Config
 from lmim.encoder import View
+from lmim.errors import UserError
 from lmim.interop import load_official, our_name
 from lmim.objectives.latent_mim import LatentMIM, Output
 

@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from lmim import tracking
-from lmim.ablation import load
-from lmim.config import Config, UserError
+from lmim.config import Config
+from lmim.errors import UserError
+from lmim.plan.ablation import load
 from lmim.tracking import Plan, PlannedArm, PlannedTrial, Tracker, connect, default_uri, main, sync
-from lmim.trial import TrialFolder
+from lmim.trial.folder import TrialFolder
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

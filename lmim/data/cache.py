@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lmim.config import UserError
+from lmim.errors import UserError
 
 
 def cache_root() -> Path:

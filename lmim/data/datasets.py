@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from lmim.config import Data, UserError
+from lmim.config import Data
 from lmim.data import glyphs
 from lmim.data.augment import WHOLE
 from lmim.data.cache import cached_arrays
 from lmim.data.imagefolder import open_folders
+from lmim.errors import UserError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from lmim.config import UserError
 from lmim.data.augment import WHOLE, central_boxes
 from lmim.data.cache import cached_arrays
+from lmim.errors import UserError
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"})
 CORRUPT_SHARE = 0.01

@@ -21,7 +21,7 @@ from scipy import stats
 
 from analysis import claims, intervals, report, results, table
 from analysis.intervals import interval
-from lmim.config import UserError
+from lmim.errors import UserError
 
 ARMS = ("mse", "cosine", "patch_discrimination")
 BASELINES = ("random_encoder", "raw_pixels")

@@ -11,10 +11,11 @@ from jaxtyping import Float, Int, UInt8
 from PIL import Image
 from torch import Tensor
 
-from lmim.config import Config, Data, UserError, merge
+from lmim.config import Config, Data, merge
 from lmim.data import Dataset, open_dataset
 from lmim.data.augment import WHOLE
 from lmim.data.batches import Draw, MicroBatch, batches, generator, sample
+from lmim.errors import UserError
 
 TINY: dict[str, Any] = {
     "data": {"name": "digits", "image_size": 8, "train_images": 250, "flip": True},

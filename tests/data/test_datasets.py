@@ -16,8 +16,9 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import center_crop, resize, resized_crop
 
-from lmim.config import Data, UserError
+from lmim.config import Data
 from lmim.data import datasets, glyphs, imagefolder, open_dataset
+from lmim.errors import UserError
 
 SMALL = glyphs.Recipe(train_images=144, test_images=72)
 

@@ -15,12 +15,15 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
-from lmim import sweep
-from lmim.ablation import load
-from lmim.config import Config, UserError
-from lmim.trial import State, TrialFolder
+from lmim.config import Config
+from lmim.errors import UserError
+from lmim.plan.ablation import load
+from lmim.sweep import command
+from lmim.sweep.executors import Resources
+from lmim.sweep.standing import standing
+from lmim.trial.folder import State, TrialFolder
 
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).parents[2]
 TINY = [
     *("data.name=digits", "data.image_size=8", "data.train_images=128", "encoder.patch_size=2"),
     *("encoder.width=16", "encoder.depth=1", "encoder.heads=2", "projector.width=16", "projector.depth=1"),
@@ -86,7 +89,7 @@ def folders(file: Path) -> list[TrialFolder]:
 
 def at_step(file: Path, step: int) -> list[State]:
     """States of the trials that run and have passed a step."""
-    states = [sweep.standing(folder) for folder in folders(file)]
+    states = [standing(folder) for folder in folders(file)]
     return [state for state in states if state.status == "running" and state.step > step]
 
 
@@ -159,7 +162,7 @@ def test_a_new_seed_runs_alone(swept: tuple[Path, str]) -> None:
 def test_the_plan_as_json(swept: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -> None:
     """Otherwise scripts that read the plan break."""
     file, _ = swept
-    assert sweep.main(arguments(file, "--dry-run", "--json", "--seeds", "0,7")) == 0
+    assert command.main(arguments(file, "--dry-run", "--json", "--seeds", "0,7")) == 0
     rows = json.loads(capsys.readouterr().out)
     assert [set(row) for row in rows] == [{"id", "arm", "seed", "config", "status"}] * 4
     assert {(row["arm"], row["seed"]): row["status"] for row in rows} == {
@@ -174,14 +177,14 @@ def test_the_plan_as_json(swept: tuple[Path, str], capsys: pytest.CaptureFixture
 def test_a_dry_run_estimates_the_cost(swept: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -> None:
     """Otherwise one learns what a sweep costs by paying it."""
     file, _ = swept
-    assert sweep.main(arguments(file, "--dry-run", "--seeds", "5")) == 0
+    assert command.main(arguments(file, "--dry-run", "--seeds", "5")) == 0
     assert re.search(r"cost of what is missing: \d+ s", capsys.readouterr().out)
 
 
 CLUSTER = """
 import sys
 from pathlib import Path
-from lmim.sweep import Stop, on_ray
+from lmim.sweep.executors import Stop, on_ray
 root = Path(sys.argv[1])
 with on_ray(root / "trials", Stop(root / "stop"), None, None, False):
     import ray
@@ -322,10 +325,10 @@ def test_failed_trials_are_named_and_run_again_only_when_asked(
     folder = TrialFolder(tmp_path / "out" / "trials", trial.id)
     folder.create(trial.config)
     folder.update(status="failed", error="OutOfMemoryError: too large")
-    assert sweep.main(arguments(file)) == 1
+    assert command.main(arguments(file)) == 1
     assert "failed: mse seed 0" in (printed := capsys.readouterr().out)
     assert "OutOfMemoryError: too large" in printed
-    assert sweep.main(arguments(file, "--serial", "--retry-failed")) == 0
+    assert command.main(arguments(file, "--serial", "--retry-failed")) == 0
     assert folder.state().status == "done"
 
 
@@ -354,7 +357,7 @@ def test_bad_arguments_get_one_line_and_exit_code_2(
 ) -> None:
     """Otherwise a typing error ends in a traceback, or a sweep waits for ever for what is not there."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert sweep.main([*arguments(write(tmp_path)), *more]) == 2
+    assert command.main([*arguments(write(tmp_path)), *more]) == 2
     captured = capsys.readouterr()
     assert expected in captured.err
     assert captured.err.startswith("error: ")
@@ -383,14 +386,12 @@ def test_planning_imports_nothing_heavy(tmp_path: Path) -> None:
 
 def test_a_part_of_a_gpu_is_asked_for_where_there_is_one() -> None:
     """Otherwise trials do not share a GPU, or wait for ever for one."""
-    found = sweep.Resources(cpus=8, gpus=1)
+    found = Resources(cpus=8, gpus=1)
     quarter = Config.model_validate({"run": {"gpus": 0.25}})
     assert found.share(quarter) == {"CPU": 1.0, "GPU": 0.25}
-    assert sweep.Resources(cpus=8, gpus=0).share(quarter) == {"CPU": 1.0, "GPU": 0.0}
+    assert Resources(cpus=8, gpus=0).share(quarter) == {"CPU": 1.0, "GPU": 0.0}
     with pytest.raises(UserError, match=r"run\.device: a trial asks for 0\.25 GPUs, and 0 are found here"):
-        sweep.Resources(cpus=8, gpus=0).share(
-            Config.model_validate({"run": {"device": "cuda", "gpus": 0.25}})
-        )
+        Resources(cpus=8, gpus=0).share(Config.model_validate({"run": {"device": "cuda", "gpus": 0.25}}))
 
 
 def test_a_ladder_without_a_winner_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -406,5 +407,5 @@ def test_a_ladder_without_a_winner_says_so(tmp_path: Path, capsys: pytest.Captur
             folder = TrialFolder(tmp_path / "out" / "trials", trial.id)
             folder.create(trial.config)
             folder.update(status="done", outcome="diverged", commit="c", dataset_version="d")
-    assert sweep.main(arguments(file)) == 1
+    assert command.main(arguments(file)) == 1
     assert "2 trials wait for the winner" in capsys.readouterr().out

@@ -12,15 +12,15 @@ from typing import Any
 import pytest
 from torch.utils.flop_counter import FlopCounterMode
 
-from lmim import cost
 from lmim.bench import Steps
 from lmim.config import Config, Data, choices, merge
 from lmim.data import open_dataset
 from lmim.data.glyphs import Recipe
-from lmim.sweep import local_resources
-from lmim.trial import State
+from lmim.plan import cost
+from lmim.sweep.executors import local_resources
+from lmim.trial.folder import State
 
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).parents[2]
 DEMO: dict[str, Any] = {"projector.width": 128, "run.device": "cpu", "data.crop_scale": 0.5}
 ONE_CORE = cost.Machine(cores=1, gpus=0)
 RECORD = {
@@ -163,7 +163,7 @@ def test_every_scale_has_a_price(scale: str, unit: str, tmp_path: Path) -> None:
     """Otherwise one learns what the paper's scale costs by paying it; and planning must not load torch."""
     words = ["ablations/loss.yaml", "--scale", scale, "--dry-run", "--out", str(tmp_path)]
     code = (
-        "import sys; from lmim.sweep import main\n"
+        "import sys; from lmim.sweep.command import main\n"
         f"assert main({words}) == 0\n"
         "assert not {'torch', 'numpy', 'ray', 'mlflow'} & set(sys.modules)"
     )

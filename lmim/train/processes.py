@@ -31,9 +31,8 @@ from torch import Tensor, distributed
 from torch.distributed import FileStore  # type: ignore[attr-defined]
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from lmim.command import cause
-from lmim.config import UserError
-from lmim.trial import ProcessKilled
+from lmim.errors import UserError, cause
+from lmim.trial.folder import ProcessKilled
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +50,7 @@ def size() -> int:
     return distributed.get_world_size() if distributed.is_initialized() else 1
 
 
-def add_up(tensors: Sequence[Tensor]) -> None:
+def all_reduce(tensors: Sequence[Tensor]) -> None:
     """Replace each tensor by its sum over all processes, in one exchange; does not wait for the device."""
     if size() > 1:
         flat = parameters_to_vector(tensors)
@@ -59,7 +58,7 @@ def add_up(tensors: Sequence[Tensor]) -> None:
         vector_to_parameters(flat, tensors)
 
 
-def agree(wish: bool) -> bool:
+def broadcast(wish: bool) -> bool:
     """The first process' wish, in every process. Waits for the other processes, not for a device."""
     if size() == 1:
         return wish

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from lmim import __version__, trial
-from lmim.config import Config, UserError
-from lmim.trial import Busy, State, TrialFolder, code_version
+from lmim.config import Config
+from lmim.errors import UserError
+from lmim.trial.folder import Busy, State, TrialFolder
 
 
 @pytest.fixture
@@ -189,7 +189,7 @@ def test_lock_keeps_a_second_owner_out(folder: TrialFolder) -> None:
 def test_kill_9_frees_the_lock(folder: TrialFolder) -> None:
     """A killed trial could never be continued."""
     code = (
-        "import sys, time; from pathlib import Path; from lmim.trial import TrialFolder\n"
+        "import sys, time; from pathlib import Path; from lmim.trial.folder import TrialFolder\n"
         "with TrialFolder(Path(sys.argv[1]), sys.argv[2]).lock():\n"
         "    print('held', flush=True); time.sleep(60)"
     )
@@ -204,44 +204,3 @@ def test_kill_9_frees_the_lock(folder: TrialFolder) -> None:
         os.kill(process.pid, signal.SIGKILL)
     with folder.lock():
         pass
-
-
-def test_code_version_changes_with_the_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Results of different code would be averaged in silence."""
-    package = tmp_path / "lmim"
-    (package / "axes").mkdir(parents=True)
-    source = package / "axes" / "loss.py"
-    source.write_text("one = 1\n")
-    monkeypatch.setattr(trial, "__file__", str(package / "trial.py"))
-
-    def git(*arguments: str) -> None:
-        identity = ["-c", "user.name=t", "-c", "user.email=t@localhost", "-c", "commit.gpgsign=false"]
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
-        subprocess.run(
-            ["git", *identity, "-C", str(tmp_path), *arguments],
-            check=True,
-            capture_output=True,
-            env=environment,
-        )
-
-    def version() -> str:
-        code_version.cache_clear()
-        return code_version()
-
-    without_git = version()
-    assert without_git.startswith(f"{__version__}+")
-    git("init")
-    git("add", ".")
-    git("commit", "-m", "one")
-    committed = version()
-    assert "+" not in committed
-    (package / "sweep.py").write_text("what only brings trials to their results")
-    git("add", ".")
-    git("commit", "-m", "nothing that a result depends on")
-    assert version() == committed
-    source.write_text("one = 2\n")
-    dirty = version()
-    assert dirty.startswith(f"{committed}+dirty.")
-    source.write_text("one = 3\n")
-    assert version() not in (dirty, committed)
-    code_version.cache_clear()

@@ -16,13 +16,14 @@ import psutil
 import pytest
 import torch
 
-from lmim import cost
-from lmim.config import Config, UserError, merge
-from lmim.sweep import Resources
-from lmim.train import train
-from lmim.trial import TrialFolder
+from lmim.config import Config, merge
+from lmim.errors import UserError
+from lmim.plan import cost
+from lmim.sweep.executors import Resources
+from lmim.train.loop import train
+from lmim.trial.folder import TrialFolder
 
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).parents[2]
 TINY: dict[str, Any] = {
     "data": {"name": "digits", "image_size": 8, "train_images": 480},
     "encoder": {"patch_size": 2, "width": 16, "depth": 1, "heads": 2},
@@ -56,8 +57,8 @@ def series(folder: TrialFolder) -> list[dict[str, float]]:
 TRIAL = """
 import sys, time
 from pathlib import Path
-from lmim.train import train
-from lmim.trial import TrialFolder
+from lmim.train.loop import train
+from lmim.trial.folder import TrialFolder
 if __name__ == "__main__":
     folder = TrialFolder(Path(sys.argv[1]), sys.argv[2])
     train(folder.config(), folder, lambda step, metrics: time.sleep(float(sys.argv[3])))
@@ -209,9 +210,9 @@ def test_a_diverged_run_ends_in_every_process(tmp_path: Path, caplog: pytest.Log
 
 WORK = """
 import os, signal, sys, time
-from lmim.config import UserError
-from lmim.parallel import add_up, check_alike, with_replicas
-from lmim.trial import ProcessKilled
+from lmim.errors import UserError
+from lmim.train.processes import all_reduce, check_alike, with_replicas
+from lmim.trial.folder import ProcessKilled
 import torch
 
 def unreadable(team, rank):
@@ -220,10 +221,10 @@ def unreadable(team, rank):
 def steps(team, rank, between=lambda: None):
     with team.join(rank):
         check_alike("a")
-        add_up([torch.ones(1)])
+        all_reduce([torch.ones(1)])
         if rank == 2:
             between()
-        add_up([torch.ones(1)])
+        all_reduce([torch.ones(1)])
 
 def unreadable_later(team, rank):
     steps(team, rank, lambda: unreadable(team, rank))
@@ -237,7 +238,7 @@ def broken(team, rank):
 def stray(team, rank):
     with team.join(rank):
         check_alike("b" if rank == 2 else "a")
-        add_up([torch.ones(1)])
+        all_reduce([torch.ones(1)])
 
 def gone(team, rank):
     sys.exit(3)
@@ -248,9 +249,9 @@ def killed(team, rank):
 def main(work):
     with with_replicas(3, False, work):
         check_alike("a")
-        add_up([torch.ones(1)])
+        all_reduce([torch.ones(1)])
         ones = torch.ones(1)
-        add_up([ones])
+        all_reduce([ones])
     return ones.item()
 
 if __name__ == "__main__":
@@ -302,7 +303,7 @@ def test_a_worker_restarts_a_trial_that_lost_a_process(tmp_path: Path) -> None:
         "share": Resources(cpus=4, gpus=0).share(config),
     }
     code = (
-        "import sys, json; from lmim.worker import run_on_worker, _SERVERS\n"
+        "import sys, json; from lmim.sweep.worker import run_on_worker, _SERVERS\n"
         "run_on_worker(json.loads(sys.argv[1]))\n"
         "[server.close() for server in _SERVERS.values()]"
     )

@@ -4,50 +4,41 @@ It knows nothing of Ray or MLflow: it writes the trial's folder and calls a plai
 
 Nothing random needs to be saved (see `data/batches.py`): a run killed at any step and continued from its
 checkpoint ends with bit-identical weights on the same CPU. (On a GPU the attention's backward pass adds in no
-fixed order.) The processes of a data parallel run all go through the same steps (see `parallel.py`); another
+fixed order.) The processes of a data parallel run all go through the same steps (see `processes.py`); another
 number of them changes the result by rounding.
 """
 
-import contextlib
 import io
-import json
 import logging
 import math
 import os
 import pickle
 import platform
-import shlex
-import signal
-import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
-from types import FrameType
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
-from rich.progress import Progress as RichProgress
 from torch import Tensor, nn
 
-from lmim import ablation, parallel
 from lmim.axes.mask import cosine_decay, patchify
-from lmim.command import Parser, exit_code, out_folder
-from lmim.config import Config, Optim, UserError
+from lmim.config import Config
 from lmim.data import Dataset, open_dataset
 from lmim.data.augment import crop, normalise
 from lmim.data.batches import MicroBatch, batches, generator
 from lmim.encoder import View
+from lmim.errors import UserError
 from lmim.evaluate import evaluate
 from lmim.evaluate.collapse import diagnostics
-from lmim.located_yaml import nearest
 from lmim.objectives import OBJECTIVES, Objective
 from lmim.objectives.latent_mim import LatentMIM
-from lmim.trial import ProcessKilled, State, TrialFolder, code_version
+from lmim.train import processes
+from lmim.train.schedules import learning_rate, parameter_groups
+from lmim.trial.code import code_version
+from lmim.trial.folder import State, TrialFolder
 
 log = logging.getLogger(__name__)
 
@@ -74,41 +65,6 @@ def choose_device(config: Config) -> torch.device:
             f"{torch.cuda.device_count()}: ask for fewer"
         )
     return torch.device("cuda")
-
-
-# ---------------------------------------------------------------------------------------- schedules
-
-
-def learning_rate(optim: Optim, epoch: float) -> float:
-    """Linear warm-up from the smallest rate, then half a cosine back to it ([A], optimisation).
-
-    >>> optim = Optim(epochs=10, warmup_epochs=2, base_lr=1.0, batch_size=256, min_lr_ratio=0.25)
-    >>> [learning_rate(optim, epoch) for epoch in (0, 1, 2, 6, 10)]
-    [0.25, 0.625, 1.0, 0.625, 0.25]
-    """
-    peak = optim.base_lr * optim.batch_size * optim.accumulate / 256
-    least = optim.min_lr_ratio * peak
-    if epoch < optim.warmup_epochs:
-        return least + (peak - least) * epoch / optim.warmup_epochs
-    progress = (epoch - optim.warmup_epochs) / max(optim.epochs - optim.warmup_epochs, 1e-9)
-    return cosine_decay(min(progress, 1.0), peak, least)
-
-
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """No weight decay on one-dimensional parameters nor on those named bias, norm or embed."""
-    decayed: list[nn.Parameter] = []
-    free: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            plain = parameter.ndim <= 1 or any(word in name for word in ("bias", "norm", "embed"))
-            (free if plain else decayed).append(parameter)
-    return [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": free, "weight_decay": 0.0},
-    ]
-
-
-# -------------------------------------------------------------------------------------------- a run
 
 
 @dataclass
@@ -197,7 +153,7 @@ class Run:
             (output.loss / config.optim.accumulate).backward()
             losses += torch.stack([output.loss, output.term]).detach() / config.optim.accumulate
         gradients = [parameter.grad for parameter in objective.parameters() if parameter.grad is not None]
-        parallel.add_up([*gradients, losses])
+        processes.all_reduce([*gradients, losses])
         norm = nn.utils.get_total_norm(gradients)
         if config.optim.clip_grad:
             nn.utils.clip_grads_with_norm_(objective.parameters(), config.optim.clip_grad, norm)
@@ -387,7 +343,7 @@ def _bring_up_to_date(
     end: End = "trained"
     if progress.step < run.steps:
         gpus = run.device.type == "cuda"
-        with parallel.with_replicas(config.run.processes, gpus, _replica, config, folder, resumed):
+        with processes.with_replicas(config.run.processes, gpus, _replica, config, folder, resumed):
             end = _steps(run, stop, note, save)
     if end == "interrupted":
         return folder.update(status="interrupted", step=progress.step, seconds=seconds())
@@ -422,14 +378,14 @@ End = Literal["trained", "diverged", "interrupted"]
 def _steps(run: Run, stop: Callable[[], bool], note: Callable[..., None], save: Callable[[], None]) -> End:
     """The steps that are left, in every process of the trial; the first one's `stop` counts for all."""
     config, progress = run.config, run.progress
-    rank, size, pin = parallel.rank(), parallel.size(), run.device.type == "cuda"
+    rank, size, pin = processes.rank(), processes.size(), run.device.type == "cuda"
     if size > 1:
         weights = sum(parameter.double().sum().item() for parameter in run.objective.parameters())
-        parallel.check_alike(progress.step, run.steps, run.dataset.version, weights)
+        processes.check_alike(progress.step, run.steps, run.dataset.version, weights)
     saved, started_at = time.monotonic(), (time.monotonic(), progress.step)
     for micro_batches in batches(run.dataset, config, progress.step, run.steps, rank, size, pin):
         run.step(micro_batches)
-        stopping = parallel.agree(stop())
+        stopping = processes.broadcast(stop())
         last = progress.step == run.steps
         if progress.step % config.run.log_every == 0 or last:
             metrics = run.training_metrics()
@@ -449,7 +405,7 @@ def _steps(run: Run, stop: Callable[[], bool], note: Callable[..., None], save: 
     return "trained"
 
 
-def _replica(team: parallel.Team, rank: int, config: Config, folder: TrialFolder, resumed: bool) -> None:
+def _replica(team: processes.Team, rank: int, config: Config, folder: TrialFolder, resumed: bool) -> None:
     """What the other processes of a trial do: the same steps, with their part of each batch."""
     torch.set_num_threads(config.run.threads)
     device = choose_device(config)
@@ -460,109 +416,3 @@ def _replica(team: parallel.Team, rank: int, config: Config, folder: TrialFolder
         run.go_on_from(read_checkpoint(folder.checkpoint))
     with team.join(rank):
         _steps(run, lambda: False, lambda *_, **__: None, lambda: None)
-
-
-# ------------------------------------------------------------------------------------------ command
-
-
-LINE_EVERY = 15.0
-"""Seconds between two lines of progress where no terminal shows a bar."""
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """`python -m lmim.train FILE --arm ARM --seed N`: one trial in this process, without Ray.
-
-    0: done, 2: wrong file or arguments, 130: interrupted.
-    """
-    words = sys.argv[1:] if argv is None else list(argv)
-    return exit_code(lambda: _command(words))
-
-
-def _command(words: Sequence[str]) -> int:
-    parser = Parser(prog="python -m lmim.train", description="Train one trial of a sweep.")
-    parser.add_argument("file", help="the sweep file, such as ablations/loss.yaml")
-    parser.add_argument("--arm", required=True, help="which arm, by the name that the sweep prints")
-    parser.add_argument("--seed", type=int, required=True)
-    parser.add_argument("--scale", help="a file of scales/, such as demo or gpu")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="sets")
-    parser.add_argument("--out", type=out_folder, default=Path("results"), help="default: results")
-    arguments = parser.parse_args(words)
-    if arguments.seed < 0:
-        raise UserError(f"--seed {arguments.seed}: expected a whole number from 0 on")
-    sweep = ablation.load(arguments.file, arguments.scale, arguments.sets, seeds=[arguments.seed])
-    trial = next((trial for trial in sweep.trials if trial.arm == arguments.arm), None)
-    if trial is None:
-        names = [arm.name for arm in sweep.arms]
-        some = ", ".join(names[:8]) + (", ..." if names[8:] else "")
-        near = nearest(arguments.arm, names)
-        raise UserError(f"--arm {arguments.arm}: expected an arm of {sweep.path} ({some}){near}")
-    if trial.provisional:
-        raise UserError(
-            f"--arm {trial.arm}: stands on the winner of an earlier stage, which python -m lmim.sweep finds"
-        )
-    choose_device(trial.config)
-    sweep.check_paths([trial])
-    console = Console(stderr=True, width=None if sys.stderr.isatty() else 120)
-    folder = TrialFolder(arguments.out / "trials", trial.id)
-    console.print(f"{trial.arm} seed {trial.seed} in {folder.path}", highlight=False, soft_wrap=True)
-    try:
-        state = _with_progress(trial.config, folder, console)
-    except KeyboardInterrupt:  # the second Ctrl-C
-        state = folder.state().model_copy(update={"status": "interrupted"})
-    except ProcessKilled as killed:
-        console.print(f"error: {killed}", style="red", highlight=False, soft_wrap=True)
-        state = folder.state().model_copy(update={"status": "interrupted"})
-    if state.status == "interrupted":
-        console.print(
-            f"Interrupted at step {state.step} of {state.steps}. To go on:\n"
-            f"  python -m lmim.train {shlex.join(words)}",
-            highlight=False,
-            soft_wrap=True,
-        )
-        return 130
-    print(json.dumps({"id": trial.id, "outcome": state.outcome, **state.metrics}))
-    return 0
-
-
-def _with_progress(config: Config, folder: TrialFolder, console: Console) -> State:
-    """Train with a line of images/s, loss and time left; a signal stops it at the next step."""
-    asked: list[int] = []
-    lined = time.monotonic()
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        if asked:
-            raise KeyboardInterrupt
-        asked.append(number)
-        os.write(2, b"\nStopping: saves at the next step. Once more: leaves at once.\n")
-
-    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(name, stop)
-    columns = (
-        "{task.description}",
-        BarColumn(),
-        MofNCompleteColumn(),
-        "{task.fields[now]}",
-        TimeRemainingColumn(),
-    )
-    bar = RichProgress(*columns, console=console)
-    task = bar.add_task("step", total=None, now="")
-
-    def report(step: int, metrics: dict[str, float]) -> None:
-        nonlocal lined
-        if "train/loss" not in metrics:
-            return
-        now = f"loss {metrics['train/loss']:.4f}  {metrics['system/images_per_second']:.0f} images/s"
-        state = folder.state()
-        bar.update(task, completed=step, total=state.steps, now=now)
-        if not console.is_terminal and time.monotonic() - lined >= LINE_EVERY:
-            lined = time.monotonic()
-            left = timedelta(seconds=round(state.eta_seconds or 0))
-            line = f"{time.strftime('%H:%M:%S')} step {step}/{state.steps}  {now}  {left} left"
-            console.print(line, highlight=False, soft_wrap=True)
-
-    with bar if console.is_terminal else contextlib.nullcontext():
-        return train(config, folder, report, stop=lambda: bool(asked))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from lmim.config import Config
-from lmim.located_yaml import fail, nearest, scalar, show, word
-from lmim.sweep_file import ARM, BASELINES, METRICS, SET, Axes, Setting, Settings, Spec, read, resolve
+from lmim.errors import fail, nearest, show, word
+from lmim.plan.located_yaml import scalar
+from lmim.plan.sweep_file import ARM, BASELINES, METRICS, SET, Axes, Setting, Settings, Spec, read, resolve
 
 MAX_TRIALS = 10_000
 

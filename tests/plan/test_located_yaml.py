@@ -1,6 +1,6 @@
 """YAML with lines: what its words mean. What is wrong with a file is tested where files are loaded."""
 
-from lmim.located_yaml import parse_yaml
+from lmim.plan.located_yaml import parse_yaml
 
 
 def test_yaml_is_read_by_version_1_2() -> None:

@@ -14,9 +14,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError
 
 from lmim.config import KINDS, CombinationError, Config, Count, Section, merge
-from lmim.located_yaml import Node, fail, nearest, read_yaml, scalar, show, word
+from lmim.errors import fail, nearest, show, word
+from lmim.plan.located_yaml import Node, read_yaml, scalar
 
-PROJECT_ABLATIONS = Path(__file__).parent.parent / "ablations"
+PROJECT_ABLATIONS = Path(__file__).parents[2] / "ablations"
 
 METRICS = (
     *("nn_top1", "knn_top1", "linear_top1", "rank_ratio"),

@@ -14,11 +14,11 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from lmim.ablation import Sweep, load, parse_claim, selects
-from lmim.config import UserError
-from lmim.located_yaml import MAX_BYTES
+from lmim.errors import UserError
+from lmim.plan.ablation import Sweep, load, parse_claim, selects
+from lmim.plan.located_yaml import MAX_BYTES
 
-ABLATIONS = Path(__file__).parent.parent / "ablations"
+ABLATIONS = Path(__file__).parents[2] / "ablations"
 
 DEMO = "data: {image_size: 20}\nencoder: {patch_size: 4, width: 64, heads: 4}\nmask: {ratio: 0.75}\n"
 BASE = "loss: {kind: patch_discrimination}\nmask:\n  similarity: 0.1\noptim: {epochs: 2}\n"
@@ -475,7 +475,7 @@ def test_ten_thousand_trials_plan_in_seconds_and_one_more_needs_yes(folder: Fold
 def test_planning_loads_neither_torch_nor_ray() -> None:
     """Else --dry-run and every error message would take seconds to appear."""
     code = (
-        "import json, sys; from lmim.ablation import load; load('ablations/paper.yaml');"
+        "import json, sys; from lmim.plan.ablation import load; load('ablations/paper.yaml');"
         "print(json.dumps([m for m in ('torch', 'ray', 'mlflow', 'numpy', 'pandas') if m in sys.modules]))"
     )
     done = subprocess.run(

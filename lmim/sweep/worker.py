@@ -21,9 +21,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, NoReturn
 
-from lmim.command import cause
 from lmim.config import Config
-from lmim.trial import Busy, ProcessKilled, TrialFolder, code_version, signal_name
+from lmim.errors import cause
+from lmim.trial.code import code_version
+from lmim.trial.folder import Busy, ProcessKilled, TrialFolder, signal_name
 
 RESTARTS = 3
 """How often a trial whose process died goes on from its checkpoint before it counts as failed."""
@@ -49,7 +50,7 @@ class _Recorded:
         if not isinstance(error, Exception):
             return False
         (self.folder.path / "error.txt").write_text("".join(traceback.format_exception(error)))
-        fail(self.folder, cause(error))
+        record_failure(self.folder, cause(error))
         return True
 
 
@@ -59,7 +60,7 @@ def run_here(config: Config, folder: TrialFolder, stop: Callable[[], bool]) -> N
     Raises:
         ProcessKilled: one of the trial's other processes was.
     """
-    from lmim.train import train
+    from lmim.train.loop import train
 
     while not stop() and folder.state().status != "done":
         with _Recorded(folder):
@@ -81,7 +82,7 @@ def serve() -> None:
     os.dup2(2, 1)
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver decides what Ctrl-C means
-    import lmim.train  # noqa: F401  the point of this process: its children find the imports done
+    import lmim.train.loop  # noqa: F401  the point of this process: its children find the imports done
 
     code_version()  # of the code just imported; a child that asked later would name an edit that it never saw
 
@@ -172,7 +173,7 @@ class _Server:
         environment["OMP_NUM_THREADS"] = environment["MKL_NUM_THREADS"] = "1"
         if not gpu:  # num_gpus=0 would leave every GPU in sight
             environment["CUDA_VISIBLE_DEVICES"] = ""
-        command = [sys.executable, "-c", "from lmim.worker import serve; serve()"]
+        command = [sys.executable, "-c", "from lmim.sweep.worker import serve; serve()"]
         pipe = subprocess.PIPE
         return cls(subprocess.Popen(command, stdin=pipe, stdout=pipe, bufsize=0, env=environment))
 
@@ -224,10 +225,10 @@ def run_on_worker(request: dict[str, Any]) -> None:
             f"died {RESTARTS + 1} times, last by {signal_name(-code)}" if code < 0 else f"exited with {code}"
         )
         hint = " (out of memory?)" if -code == signal.SIGKILL else ""
-        fail(folder, f"the trial's process {died}{hint}; see {folder.path / 'output.txt'}")
+        record_failure(folder, f"the trial's process {died}{hint}; see {folder.path / 'output.txt'}")
 
 
-def fail(folder: TrialFolder, error: str) -> None:
+def record_failure(folder: TrialFolder, error: str) -> None:
     """Record a failure, unless the trial is done, has recorded its own, or another process is at it."""
     with contextlib.suppress(Busy), folder.lock():
         if folder.state().status not in ("done", "failed"):

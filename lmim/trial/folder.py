@@ -13,13 +13,10 @@ Imports neither torch nor Ray nor MLflow.
 
 import contextlib
 import fcntl
-import functools
-import hashlib
 import json
 import math
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -28,8 +25,9 @@ from typing import Any, Literal, NoReturn
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from lmim import __version__
-from lmim.config import Config, UserError
+from lmim.config import Config
+from lmim.errors import UserError
+from lmim.files import write_atomic
 
 Status = Literal["new", "running", "interrupted", "done", "failed"]
 Outcome = Literal["learned", "collapsed", "diverged"]
@@ -284,72 +282,6 @@ class TrialFolder:
         # Steps never decrease, so what goes is the end of the file, and one system call drops it.
         os.truncate(self.journal, end)
         self.update(rewinds=self.state().rewinds + 1)
-
-
-def write_atomic(file: Path, text: str) -> None:
-    """Replace `file` by `text`: after a crash it holds the old content or the new, never a part."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(file)
-
-
-MAKES_RESULTS = (
-    "axes",
-    "config.py",
-    "data",
-    "encoder.py",
-    "evaluate",
-    "objectives",
-    "parallel.py",
-    "train.py",
-)
-"""The part of the package that decides a trial's numbers; the rest only brings trials to it."""
-
-
-@functools.cache
-def code_version() -> str:
-    """What code made a result: the last commit that touched what a result depends on, or a hash of it.
-
-    `<commit>` when `MAKES_RESULTS` is as committed, `<commit>+dirty.<8 hex of the sources>` when it
-    is not, `<version>+<8 hex of the sources>` when it was installed without git.
-    """
-    package = Path(__file__).parent
-    digest = hashlib.sha256()
-    for file in sorted(file for name in MAKES_RESULTS for file in _sources(package / name)):
-        digest.update(f"{file.relative_to(package)}\n".encode() + file.read_bytes())
-    sources = digest.hexdigest()[:8]
-    commit = _git(package, "log", "-1", "--format=%h", "--abbrev=10", "--", *MAKES_RESULTS)
-    if not commit:
-        return f"{__version__}+{sources}"
-    return (
-        f"{commit}+dirty.{sources}"
-        if _git(package, "status", "--porcelain", "--", *MAKES_RESULTS)
-        else commit
-    )
-
-
-def _sources(path: Path) -> list[Path]:
-    return [path] if path.is_file() else list(path.rglob("*.py"))
-
-
-def _git(folder: Path, *arguments: str) -> str:
-    # inside a git hook these variables would point at another repository
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-    try:
-        result = subprocess.run(
-            ["git", "-C", str(folder), *arguments],
-            capture_output=True,
-            text=True,
-            env=environment,
-            timeout=30,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return result.stdout.strip() if result.returncode == 0 else ""
 
 
 def _tail(file: Path, offset: int) -> bytes | None:

@@ -16,11 +16,14 @@ from analysis.claims import COLLAPSED_BELOW
 from lmim.axes.collapse import TARGETS
 from lmim.axes.decoder import DECODERS
 from lmim.axes.loss import LOSSES
-from lmim.config import Config, Optim, UserError, merge
+from lmim.config import Config, Optim, merge
 from lmim.data import open_dataset
 from lmim.data.batches import batches
-from lmim.train import COLLAPSED, Run, learning_rate, main, parameter_groups, train
-from lmim.trial import TrialFolder
+from lmim.errors import UserError
+from lmim.train.__main__ import main
+from lmim.train.loop import COLLAPSED, Run, train
+from lmim.train.schedules import learning_rate, parameter_groups
+from lmim.trial.folder import TrialFolder
 
 TINY: dict[str, Any] = {
     "data": {"name": "digits", "image_size": 8, "train_images": 256},
@@ -45,8 +48,8 @@ def weights(folder: TrialFolder) -> dict[str, torch.Tensor]:
 SLOWLY = """
 import sys, time
 from pathlib import Path
-from lmim.train import train
-from lmim.trial import TrialFolder
+from lmim.train.loop import train
+from lmim.trial.folder import TrialFolder
 folder = TrialFolder(Path(sys.argv[1]), sys.argv[2])
 train(folder.config(), folder, lambda step, metrics: time.sleep(0.05))
 """
@@ -98,10 +101,10 @@ def test_a_trial_continued_by_other_code_says_so(tmp_path: Path, monkeypatch: py
     """Otherwise the second half's commit would vouch for the first, and the table would mix two programs."""
     config = tiny()
     folder = TrialFolder(tmp_path, config.identity)
-    monkeypatch.setattr("lmim.train.code_version", lambda: "aaa")
+    monkeypatch.setattr("lmim.train.loop.code_version", lambda: "aaa")
     assert train(config, folder, stop=lambda: True).commit == "aaa"
     assert train(config, folder, stop=lambda: True).commit == "aaa"
-    monkeypatch.setattr("lmim.train.code_version", lambda: "bbb")
+    monkeypatch.setattr("lmim.train.loop.code_version", lambda: "bbb")
     assert train(config, folder).commit == "aaa, then bbb"
 
 
@@ -158,12 +161,14 @@ def test_the_command_says_what_is_wrong_in_one_line(
 def test_the_command_shows_plain_lines_and_stops_on_ctrl_c(tmp_path: Path) -> None:
     """A log file would stay empty for hours, and Ctrl-C would lose the training or its name."""
     words = [*sweep_file(tmp_path), "--arm", "mse", "--seed", "0", "--set", "optim.epochs=1000"]
-    code = "import sys; from lmim import train; train.LINE_EVERY = 0.2; sys.exit(train.main(sys.argv[1:]))"
+    code = (
+        "import sys; from lmim.train import __main__ as m; m.LINE_EVERY = 0.2; sys.exit(m.main(sys.argv[1:]))"
+    )
     process = subprocess.Popen(
         [sys.executable, "-c", code, *words],
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)},
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
     )
     assert process.stderr is not None
     lines = [process.stderr.readline() for _ in range(3)]
@@ -205,7 +210,7 @@ def test_a_collapse_is_a_result(tmp_path: Path) -> None:
 
 def test_features_that_are_not_finite_are_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights that turn NaN in the last step must not stand in the table as learned."""
-    monkeypatch.setattr("lmim.train.evaluate", lambda *_, **__: {"eval/knn_top1": float("nan")})
+    monkeypatch.setattr("lmim.train.loop.evaluate", lambda *_, **__: {"eval/knn_top1": float("nan")})
     config = tiny()
     state = train(config, TrialFolder(tmp_path, config.identity))
     assert state.outcome == "diverged"

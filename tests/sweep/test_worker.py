@@ -6,23 +6,23 @@ import subprocess
 import sys
 from pathlib import Path
 
-from lmim import worker
 from lmim.config import Config
-from lmim.trial import State, TrialFolder
+from lmim.sweep import worker
+from lmim.trial.folder import State, TrialFolder
 
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).parents[2]
 
 
 def fork_a_trial(tmp_path: Path, train: str) -> State:
     """Run one trial in the server of a worker, with a trainer of the test's own."""
     (tmp_path / "sitecustomize.py").write_text(
         "import sys, types\n"
-        "module = sys.modules['lmim.train'] = types.ModuleType('lmim.train')\n"
+        "module = sys.modules['lmim.train.loop'] = types.ModuleType('lmim.train.loop')\n"
         f"exec({train!r}, module.__dict__)\n"
     )
     config = Config()
     code = (
-        "import sys, json; from lmim.worker import run_on_worker, _SERVERS\n"
+        "import sys, json; from lmim.sweep.worker import run_on_worker, _SERVERS\n"
         "run_on_worker(json.loads(sys.argv[1]))\n"
         "[server.close() for server in _SERVERS.values()]"
     )
@@ -80,7 +80,7 @@ def test_a_trial_names_the_code_that_its_server_loaded(tmp_path: Path) -> None:
     state = fork_a_trial(
         tmp_path,
         "def train(*a, **k):\n"
-        " from lmim.trial import code_version\n"
+        " from lmim.trial.code import code_version\n"
         " raise ValueError(f'{code_version.cache_info().currsize} known before it was asked')",
     )
     assert state.error == "ValueError: 1 known before it was asked"

@@ -4,13 +4,12 @@ The reading is stricter than YAML itself: no tags, no anchors, no duplicate keys
 so that a file from a stranger can do nothing but be wrong.
 """
 
-import difflib
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
@@ -24,56 +23,11 @@ from ruamel.yaml.events import (
     SequenceStartEvent,
 )
 
-from lmim.config import UserError
+from lmim.errors import fail, nearest, show
 
 MAX_BYTES = 1_000_000
 MAX_NODES = 50_000
 MAX_DEPTH = 32
-
-
-# ------------------------------------------------------------------------------
-# Errors: one line each
-
-
-def fail(where: str, message: str) -> NoReturn:
-    """Raise a UserError that is one printable line whatever the file held."""
-    text = f"{where}: {message}"
-    raise UserError("".join(c if c.isprintable() else ascii(c)[1:-1] for c in text))
-
-
-def show(value: object) -> str:
-    """A value as it is named in a message: as YAML would write it, and short."""
-    if value is None:
-        return "nothing"
-    if isinstance(value, Mapping):
-        return "a mapping"
-    if isinstance(value, list | tuple):
-        return "a list"
-    text = word(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def nearest(found: object, names: Iterable[str]) -> str:
-    """`; did you mean X?`, or nothing where no name is near."""
-    text, known = str(found)[:100], list(names)
-    # a bare leaf is the likeliest slip, and difflib alone finds `epochs` far from `optim.epochs`
-    near = [name for name in known if "." in name and name.rpartition(".")[2] == text]
-    near = near or difflib.get_close_matches(text, known[:1000], 1, 0.6)
-    near = near or [name for name in known if len(text) > 1 and name.startswith(text)]
-    return f"; did you mean {near[0]}?" if near else ""
-
-
-def word(value: object) -> str:
-    """A scalar as it stands in an arm's name: `true`, `0.1`, `0` for 0.0.
-
-    >>> [word(v) for v in (True, 0.0, 0.1, 3, "mse", None)]
-    ['true', '0', '0.1', '3', 'mse', 'null']
-    """
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
-        return str(int(value))
-    return str(value)
 
 
 # ------------------------------------------------------------------------------

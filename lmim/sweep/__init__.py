@@ -1,0 +1,1 @@
+"""Where trials run: the command, executors, the worker, the screen."""

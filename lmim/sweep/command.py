@@ -1,0 +1,237 @@
+"""The command: plan a sweep, skip what is done, run the rest on Ray Tune, report.
+
+    python -m lmim.sweep ablations/loss.yaml --seeds 0,1,2
+
+A trial's folder (see `trial.py`) says whether it is done, so the command may be killed anywhere and
+run again. Ray only brings trials to workers, which `worker.py` runs there.
+
+Planning imports neither torch nor Ray nor MLflow.
+"""
+
+import argparse
+import fcntl
+import json
+import os
+import secrets
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from lmim.command import Parser, exit_code, out_folder
+from lmim.errors import UserError, redacted
+from lmim.plan import ablation
+from lmim.sweep.executors import Stop, local_resources, on_ray, serial
+from lmim.sweep.screen import show_plan, summary, watch
+from lmim.sweep.standing import Plan
+from lmim.sweep.worker import RESTARTS, record_failure
+from lmim.trial.folder import TrialFolder
+
+if TYPE_CHECKING:
+    from lmim.tracking import Tracker
+
+
+def conclude(plan: Plan, out: Path, uri: str, console: Console, as_json: bool) -> None:
+    """The result table, the verdict on each claim, and where to read on."""
+    from analysis import report
+
+    built = report.build(plan.sweep.name, plan.sweep.scale, out, uri)
+    if as_json:
+        print(json.dumps(plan.rows()))
+    report.show(built, console)
+    place = shlex.quote(redacted(uri))
+    console.print(f"MLflow: mlflow ui --backend-store-uri {place}", soft_wrap=True, highlight=False)
+
+
+DESCRIPTION = (
+    "Bring a sweep up to date: run what is missing. --only and --seeds choose what runs now; the report has "
+    "whatever is done of the file's arms, with its seeds and those given, and names what is not."
+)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parse = Parser(prog="python -m lmim.sweep", description=DESCRIPTION)
+    parse.add_argument("file", type=Path, help="sweep file, e.g. ablations/loss.yaml")
+    parse.add_argument("--scale", help="a file of scales/: demo, gpu, paper")
+    parse.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="sets")
+    parse.add_argument("--seeds", type=_seeds, help="run these, in the file or not, e.g. 0,1,2")
+    parse.add_argument("--only", metavar="ARM", action="append", help="run this arm alone; may be repeated")
+    parse.add_argument("--dry-run", action="store_true", help="print the plan and its cost; run nothing")
+    parse.add_argument("--json", action="store_true", help="print the trials as a JSON array")
+    parse.add_argument("--out", type=out_folder, default=Path("results"))
+    parse.add_argument("--tracking-uri", help="MLflow (default: sqlite in --out)")
+    where = parse.add_mutually_exclusive_group()
+    where.add_argument("--address", metavar="RAY", help="a Ray cluster that runs already")
+    where.add_argument("--serial", action="store_true", help="one trial at a time in this process, no Ray")
+    parse.add_argument("--max-concurrent", type=_positive, metavar="N")
+    parse.add_argument("--retry-failed", action="store_true")
+    parse.add_argument("--yes", action="store_true", help=f"run even more than {ablation.MAX_TRIALS} trials")
+    parse.add_argument("--dashboard", action="store_true", help="Ray's dashboard, on this host only")
+    return parse
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    parts = text.split(",")
+    if not all(part.strip().isdigit() for part in parts):
+        raise argparse.ArgumentTypeError(f"expected whole numbers from 0 on like 0,1,2, got {text!r}")
+    return tuple(dict.fromkeys(int(part) for part in parts))
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 on, got {text!r}")
+    return int(text)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; 0: all done, 1: some failed, 2: wrong file or arguments, 130: interrupted."""
+    words = sys.argv[1:] if argv is None else list(argv)
+    return exit_code(lambda: command(parser().parse_args(words), words))
+
+
+def command(args: argparse.Namespace, words: Sequence[str]) -> int:
+    """Plan, run, report; the exit code."""
+    sweep = ablation.load(
+        args.file,
+        scale=args.scale,
+        sets=args.sets,
+        seeds=args.seeds,
+        only=args.only or None,
+        yes=args.yes,
+    )
+    out: Path = args.out.resolve()
+    root = out / "trials"
+    plan = Plan.read(sweep, root).settled()
+    # stdout carries nothing but JSON when JSON was asked for
+    console = Console(stderr=args.json, width=None if sys.stdout.isatty() else 120)
+    if args.dry_run:
+        if args.json:
+            print(json.dumps(plan.rows()))
+        else:
+            show_plan(plan, out, console, 1 if args.serial else args.max_concurrent)
+        return 0
+    from lmim.tracking import default_uri
+
+    out.mkdir(parents=True, exist_ok=True)
+    uri = args.tracking_uri or default_uri(out)
+    todo = ["new", "interrupted", "running", *(["failed"] if args.retry_failed else [])]
+    stop = Stop(out / f".stop-{os.getpid()}-{secrets.token_hex(4)}")
+
+    if not plan.missing(todo):
+        console.print(f"{sweep.name}: nothing is missing ({summary(plan)})", highlight=False)
+        tracker = _open_tracker(uri, sweep, out)
+        tracker.feed()
+        tracker.close()
+    else:
+        plan = bring_up_to_date(plan, args, uri, todo, stop, console)
+        if stop.wanted():
+            console.print(
+                f"Interrupted: {summary(plan)}. To go on:\n  python -m lmim.sweep {shlex.join(words)}",
+                highlight=False,
+                soft_wrap=True,
+            )
+            return 130
+    try:
+        conclude(plan, out, uri, console, args.json)
+    except UserError as error:
+        raise UserError(
+            f"{error}; {summary(plan)}, kept in {out}: the same command makes the report"
+        ) from None
+    failed = plan.where("failed")
+    for trial in failed:
+        console.print(
+            f"failed: {trial.arm} seed {trial.seed} ({trial.id}): {plan.states[trial.id].error}",
+            style="red",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+    if failed:
+        console.print("To run what failed again, add --retry-failed.", highlight=False)
+    waiting = [trial for trial in plan.sweep.trials if trial.provisional]
+    if waiting:
+        console.print(
+            f"{len(waiting)} trials wait for the winner of an earlier stage, which has none: every arm of it "
+            "failed or diverged, or was left out by --only",
+            style="red",
+            highlight=False,
+        )
+    return 1 if failed or waiting else 0
+
+
+def bring_up_to_date(
+    plan: Plan, args: argparse.Namespace, uri: str, todo: Sequence[str], stop: Stop, console: Console
+) -> Plan:
+    """Run what is missing; how the sweep stands then."""
+    root = plan.root
+    if args.address is None:
+        resources = local_resources()
+        plan.sweep.check_paths(plan.missing(todo))
+        for trial in plan.missing(todo):
+            resources.share(trial.config, plan.sweep.where)
+    _prepare(plan.missing(todo), plan)  # before Ray starts: a folder may be damaged
+    stop.listen()
+    note = "" if args.serial else "; starting Ray"
+    console.print(f"{plan.sweep.name} at scale {plan.sweep.scale}: {summary(plan)}{note}", highlight=False)
+    cluster = (
+        serial(root, stop)
+        if args.serial
+        else on_ray(root, stop, args.address, args.max_concurrent, args.dashboard)
+    )
+    try:
+        with cluster as execute, ThreadPoolExecutor(1) as pool:
+            while (missing := plan.missing(todo)) and not stop.wanted():
+                _prepare(missing, plan)
+                begun = {trial.id: plan.states[trial.id].step for trial in missing}
+                todo = [status for status in todo if status != "failed"]  # one more try, not for ever
+                tracker = _open_tracker(uri, plan.sweep, root.parent)
+                try:
+                    work = pool.submit(execute, missing)
+                    plan = watch(work, plan.sweep, root, tracker, stop, console)
+                    if not stop.wanted():
+                        work.result()
+                        _close(missing, root, begun)
+                    tracker.feed()
+                finally:
+                    tracker.close()
+                plan = Plan.read(plan.sweep, root).settled()
+    finally:
+        stop.close()
+    return Plan.read(plan.sweep, root)
+
+
+def _close(trials: Sequence[ablation.Trial], root: Path, begun: Mapping[str, int]) -> None:
+    """Fail what has no result: Tune ends a trial in silence when its worker keeps dying.
+
+    A trial that a scheduler preempted has saved; it goes on in the next round if it came further in this one.
+    """
+    for trial in trials:
+        folder = TrialFolder(root, trial.id)
+        state = folder.state()
+        if state.status != "interrupted" or state.step <= begun[trial.id]:
+            record_failure(folder, f"no result: its worker died {RESTARTS + 1} times, or never began")
+
+
+def _open_tracker(uri: str, sweep: ablation.Sweep, out: Path) -> "Tracker":
+    """One process at a time: two that both make the tables of a new database get in each other's way."""
+    from lmim.tracking import Tracker
+
+    folder = os.open(out, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        return Tracker(uri, sweep, out)
+    finally:
+        os.close(folder)
+
+
+def _prepare(trials: Sequence[ablation.Trial], plan: Plan) -> None:
+    for trial in trials:
+        folder = TrialFolder(plan.root, trial.id)
+        folder.create(trial.config)
+        if plan.states[trial.id].status == "failed":
+            folder.update(status="interrupted", error=None)

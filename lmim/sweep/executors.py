@@ -1,0 +1,249 @@
+"""Where trials run: one after the other in this process, or on Ray Tune. The only file that imports Ray."""
+
+import contextlib
+import logging
+import math
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from lmim.config import Config
+from lmim.errors import UserError, brief
+from lmim.plan import ablation
+from lmim.sweep.worker import RESTARTS, record_failure, run_here, run_on_worker
+from lmim.trial.folder import ProcessKilled, TrialFolder
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What the machine, or the cluster, has for trials."""
+
+    cpus: float
+    gpus: float
+    nodes: tuple["Resources", ...] = ()
+    """Of a cluster: a trial runs on one of them."""
+
+    def share(self, config: Config, place: Callable[[str], str] = str) -> dict[str, float]:
+        """What one trial takes; `place` says where a key was set.
+
+        Raises:
+            UserError: it can never be met; Ray would wait for ever.
+        """
+        run = config.run
+        on_cpu = run.device == "cpu" or (run.device == "auto" and not self.gpus)
+        gpus, cpus = 0.0 if on_cpu else run.gpus * run.processes, float(run.cpus * run.processes)
+        if gpus > self.gpus:
+            key = "run.processes" if run.processes > 1 else "run.device"
+            less = "ask for fewer" if run.processes > 1 and self.gpus else "use --set run.device=cpu"
+            raise UserError(
+                f"{place(key)}: a trial asks for {gpus:g} GPUs, and {self.gpus:g} are found here; {less}, or "
+                "name a cluster with --address"
+            )
+        if cpus > self.cpus:
+            raise UserError(
+                f"{place('run.cpus')}: a trial asks for {cpus:g} cores (run.cpus x run.processes), more than "
+                f"the {self.cpus:g} found"
+            )
+        if self.nodes and not any(gpus <= node.gpus and cpus <= node.cpus for node in self.nodes):
+            raise UserError(
+                f"{place('run.processes')}: a trial asks for {gpus:g} GPUs and {cpus:g} cores on one machine "
+                "of the cluster, and none has as many"
+            )
+        return {"CPU": cpus, "GPU": gpus}
+
+
+def local_resources() -> Resources:
+    """Cores that this process may use, and GPUs that it may see."""
+    cores = float(len(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = Path("/sys/fs/cgroup/cpu.max")
+    if quota.is_file() and (limit := quota.read_text().split())[0] != "max":
+        cores = min(cores, max(1.0, int(limit[0]) // int(limit[1])))
+    return Resources(cores, _local_gpus())
+
+
+def _local_gpus() -> int:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([one for one in visible.split(",") if one.strip() not in ("", "-1")])
+    if not (tool := shutil.which("nvidia-smi")):
+        return 0
+    listed = subprocess.run([tool, "-L"], capture_output=True, text=True, check=False, timeout=60)
+    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())
+
+
+@dataclass
+class Stop:
+    """The wish to stop, seen by this process and, through a file on the shared disk, by every worker."""
+
+    file: Path
+    signals: int = 0
+
+    def wanted(self) -> bool:
+        """Whether someone asked."""
+        return self.signals > 0
+
+    def ask(self, number: int = 0, frame: FrameType | None = None) -> None:
+        """A signal handler."""
+        self.signals += 1
+        self.file.touch()
+        # not by print, which the signal may have interrupted
+        later = b"Once more: leave at once." if self.signals == 1 else b"Leaving."
+        os.write(2, b"\nStopping: the trials save a checkpoint. " + later + b"\n")
+
+    def listen(self) -> None:
+        """Take over Ctrl-C and SIGTERM (also from Ray, whose own handlers exit at once)."""
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, self.ask)
+
+    def close(self) -> None:
+        """Give the signals their usual meaning again: there is nothing left to stop."""
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        self.file.unlink(missing_ok=True)
+
+
+Executor = Callable[[Sequence[ablation.Trial]], None]
+"""Runs trials until all are over or a stop is wanted; what came of each is in its folder."""
+
+
+@contextlib.contextmanager
+def serial(root: Path, stop: Stop) -> Iterator[Executor]:
+    """One trial after the other in this process, without Ray."""
+    resources = local_resources()
+
+    def execute(trials: Sequence[ablation.Trial]) -> None:
+        for trial in trials:
+            resources.share(trial.config)
+        for trial in trials:
+            folder = TrialFolder(root, trial.id)
+            try:
+                run_here(trial.config, folder, stop.wanted)
+            except ProcessKilled as killed:
+                record_failure(folder, str(killed))
+
+    yield execute
+
+
+@contextlib.contextmanager
+def on_ray(
+    root: Path, stop: Stop, address: str | None, limit: int | None, dashboard: bool
+) -> Iterator[Executor]:
+    """Ray Tune, on a cluster of our own that lets no stranger in, or on the one that was named."""
+    scratch = Path(tempfile.mkdtemp(prefix="lmim-", dir="/tmp" if os.path.isdir("/tmp") else None))
+    found = local_resources()
+    # before the import, which reads them
+    os.environ |= {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+        "RAY_AIR_NEW_OUTPUT": "0",
+        "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "0",
+    }
+    if address is None:
+        os.environ |= {
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # every port on 127.0.0.1; of one host only
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        }
+    import ray
+
+    own: dict[str, Any] = {
+        "include_dashboard": dashboard,
+        "num_cpus": math.floor(found.cpus),
+        "num_gpus": math.floor(found.gpus),
+        "object_store_memory": 100 * 2**20,
+        "_temp_dir": str(scratch),
+    }
+    try:
+        try:
+            if address and ":" in address:  # Ray itself would try for minutes
+                host, _, port = address.removeprefix("ray://").rpartition(":")
+                socket.create_connection((host, int(port)), timeout=10).close()
+            ray.init(
+                address=address or "local",
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                **(own if address is None else {}),
+            )
+        except (OSError, ValueError) as error:
+            if address is None:
+                raise
+            raise UserError(f"--address {address}: no Ray cluster answers there ({brief(error)})") from None
+        stop.listen()
+        if address is not None:
+            alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+            nodes = tuple(Resources(node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in alive)
+            found = Resources(sum(node.cpus for node in nodes), sum(node.gpus for node in nodes), nodes)
+        # workers elsewhere must see Tune's folder, so that it lies beside the trials then
+        storage = scratch if address is None else root.parent / f".{scratch.name}"
+        yield partial(_fit, root=root, stop=stop, resources=found, limit=limit, storage=storage)
+    finally:
+        ray.shutdown()
+        for folder in (scratch, root.parent / f".{scratch.name}"):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _fit(
+    trials: Sequence[ablation.Trial],
+    root: Path,
+    stop: Stop,
+    resources: Resources,
+    limit: int | None,
+    storage: Path,
+) -> None:
+    """A new Tuner over an explicit list of trials: `Tuner.restore` would ignore what is new."""
+    from ray import tune
+
+    class Wanted(tune.Stopper):
+        def __call__(self, trial_id: str, result: Mapping[str, Any]) -> bool:
+            return False
+
+        def stop_all(self) -> bool:
+            return stop.wanted()
+
+    requests = [
+        {
+            "root": str(root),
+            "id": trial.id,
+            "config": trial.config.model_dump_json(),
+            "halt": str(stop.file),
+            "cwd": os.getcwd(),
+            "share": resources.share(trial.config),
+        }
+        for trial in trials
+    ]
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    tuner = tune.Tuner(
+        tune.with_resources(
+            _trainable, lambda config: tune.PlacementGroupFactory([config["trial"]["share"]])
+        ),
+        param_space={"trial": tune.grid_search(requests)},
+        tune_config=tune.TuneConfig(reuse_actors=True, max_concurrent_trials=limit),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=str(storage),
+            stop=Wanted(),
+            failure_config=tune.FailureConfig(max_failures=RESTARTS),
+            verbose=0,
+        ),
+    )
+    tuner.fit()
+
+
+def _trainable(config: dict[str, Any]) -> dict[str, Any]:
+    run_on_worker(config["trial"])
+    return {"over": True}

@@ -1,0 +1,161 @@
+"""What people see of a sweep: the plan, the live table, lines of progress."""
+
+import contextlib
+import math
+import time
+from concurrent.futures import Future
+from concurrent.futures import wait as wait_for
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from lmim.plan import ablation, cost
+from lmim.plan.sweep_file import full_name
+from lmim.sweep.executors import Stop
+from lmim.sweep.standing import Plan, cost_of
+from lmim.sweep.worker import GRACE
+from lmim.trial.folder import State
+
+if TYPE_CHECKING:
+    from lmim.tracking import Tracker
+
+FEED_EVERY = 2.0
+LINE_EVERY = 15.0
+SHOWN = 40
+"""Rows of the live table."""
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people.
+
+    >>> duration(42), duration(100), duration(5000), duration(200_000)
+    ('42 s', '1 min 40 s', '1 h 23 min', '2 d 7 h')
+    """
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    if whole < 2 * 86400:
+        return f"{whole // 3600} h {whole % 3600 // 60} min"
+    return f"{whole // 86400} d {whole % 86400 // 3600} h"
+
+
+def trial_table(plan: Plan, running_only: bool = False) -> Table:
+    """The trials as a table: all of them, or those that say something now."""
+    metric = plan.sweep.metric
+    table = Table("arm", "seed", "state", "epoch", metric, "time left", box=None, header_style="bold")
+    if running_only:
+        table.caption, table.caption_justify = f" {summary(plan)}", "left"
+    trials = list(plan.sweep.trials)
+    if running_only and len(trials) > SHOWN:
+        order = {"running": 0, "failed": 1, "interrupted": 2, "new": 3, "done": 4}
+        trials = sorted(trials, key=lambda trial: order[plan.states[trial.id].status])[:SHOWN]
+    for trial in trials:
+        state = plan.states[trial.id]
+        look = {"done": "green", "failed": "red", "running": "cyan"}.get(state.status, "dim")
+        shown = state.outcome if state.outcome in ("collapsed", "diverged") else state.status
+        table.add_row(
+            trial.arm,
+            str(trial.seed),
+            f"[{look}]{'waiting' if state.status == 'new' else shown}[/]",
+            f"{state.epoch}/{trial.config.optim.epochs}",
+            _measure(state, metric),
+            duration(state.eta_seconds) if state.status == "running" and state.eta_seconds else "",
+        )
+    if len(trials) < len(plan.sweep.trials):
+        table.add_row(f"… {len(plan.sweep.trials) - len(trials)} more", "", "", "", "", "")
+    return table
+
+
+def _measure(state: State, metric: str) -> str:
+    name = full_name(metric)
+    if name in state.metrics:
+        return f"{state.metrics[name]:.2f}"
+    loss = state.metrics.get("train/loss")
+    return "" if loss is None or state.status == "done" else f"loss {loss:.3f}"
+
+
+def summary(plan: Plan) -> str:
+    """One line: how many stand how."""
+    words = {
+        "done": "done",
+        "running": "running",
+        "failed": "failed",
+        "interrupted": "interrupted",
+        "new": "to do",
+    }
+    counts = [(len(plan.where(status)), word) for status, word in words.items()]
+    return ", ".join(f"{count} {word}" for count, word in counts if count) or "no trials"
+
+
+def watch(
+    work: "Future[None]",
+    sweep: ablation.Sweep,
+    root: Path,
+    tracker: "Tracker",
+    stop: Stop,
+    console: Console,
+) -> Plan:
+    """Feed MLflow and show the trials until the work is over; when a stop is wanted, not much longer."""
+    plan = Plan.read(sweep, root)
+    fed, lined = 0.0, time.monotonic()
+    leave_at = math.inf
+    live = Live(trial_table(plan, running_only=True), console=console, auto_refresh=False, transient=True)
+    with live if console.is_terminal else contextlib.nullcontext():
+        while not work.done():
+            wait_for([work], timeout=0.5)
+            now = time.monotonic()
+            if stop.wanted():
+                leave_at = min(leave_at, now + GRACE) if stop.signals == 1 else now
+                if now >= leave_at:
+                    break
+            plan = Plan.read(sweep, root, plan.states)
+            if now - fed >= FEED_EVERY:
+                tracker.feed()
+                fed = time.monotonic()
+            if console.is_terminal:
+                live.update(trial_table(plan, running_only=True), refresh=True)
+            elif now - lined >= LINE_EVERY:
+                line = f"{time.strftime('%H:%M:%S')} {_progress(plan)}"
+                console.print(line, markup=False, highlight=False, soft_wrap=True)
+                lined = now
+    return Plan.read(sweep, root, plan.states)
+
+
+def _progress(plan: Plan) -> str:
+    running = [
+        f"{trial.arm}/{trial.seed} {state.epoch}/{trial.config.optim.epochs} "
+        + _measure(state, plan.sweep.metric)
+        for trial in plan.where("running")
+        for state in [plan.states[trial.id]]
+    ]
+    return "; ".join([summary(plan), *running[:8]])
+
+
+def cost_line(found: cost.Estimate | None) -> str:
+    """The cost of what is missing, for people.
+
+    >>> cost_line(cost.Estimate(1800.0, 4, 1.99, 0.0, "by results/bench.json"))
+    'cost of what is missing: 30 min 0 s, 4 at a time, 1.99 core-hours (by results/bench.json)'
+    """
+    if found is None:
+        return "cost of what is missing: unknown (run python -m lmim.bench, or one trial, to know)"
+    spent = [(found.core_hours, "core"), (found.gpu_hours, "GPU")]
+    hours = [f", {hours:,.{2 if hours < 10 else 0}f} {device}-hours" for hours, device in spent if hours]
+    wall = f"{duration(found.wall_seconds)}, {found.slots} at a time"
+    basis = f" ({found.basis})" if found.basis else ""
+    return f"cost of what is missing: {wall}{''.join(hours)}{basis}"
+
+
+def show_plan(plan: Plan, out: Path, console: Console, limit: int | None = None) -> None:
+    """What --dry-run prints."""
+    sweep = plan.sweep
+    console.print(f"{sweep.name} at scale {sweep.scale}: {sweep.question}", highlight=False)
+    console.print(trial_table(plan))
+    console.print(f"{summary(plan)}; {cost_line(cost_of(plan, out, limit))}", highlight=False, soft_wrap=True)
+    for claim in sweep.claims:
+        console.print(f"claim: {claim.text}", markup=False, highlight=False)

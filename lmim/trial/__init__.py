@@ -1,0 +1,1 @@
+"""What is remembered of a trial: its folder, and the code that made it."""
