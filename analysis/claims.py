@@ -1,19 +1,18 @@
 """A sweep's claims against its results: supported, contradicted or undecided."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from statistics import fmean
 
 from analysis.intervals import Interval, interval
 from analysis.results import Arm, Results, count
-from lmim.plan.ablation import parse_claim, selects
-from lmim.plan.sweep_file import full_name
+from lmim.errors import word
+from lmim.metrics import COLLAPSED, RANK_RATIO, full_name
+from lmim.plan.claims import parse_claim, selects
 
-COLLAPSED_BELOW = 0.5
-"""Of the effective rank at initialisation: where a trial counts as collapsed."""
-RANK_RATIO = "eval/rank_ratio"
-
+ROUNDING = 1e-6
+"""Of the values compared: float32 parts equal ones by less, and no seeds agree to it but by chance."""
 NOTHING = Interval(0, None, None, None)
 SUPPORTED, CONTRADICTED, UNDECIDED = "supported", "contradicted", "undecided"
 
@@ -84,12 +83,17 @@ def _difference(op: str, sides: Sequence[Side], results: Results, metric: str) -
     more, less = (
         _cells(side, named, whole, results, metric) for side in (sides if op == ">" else sides[::-1])
     )
-    shared = more.keys() & less.keys()
-    seeds = sorted({seed for _, seed in shared})
-    # the same cells for every seed, or a seed's difference would depend on which of its cells are there
-    rests = [rest for rest in {rest for rest, _ in shared} if all((rest, seed) in shared for seed in seeds)]
-    effect = interval(fmean(more[rest, seed] - less[rest, seed] for rest in rests) for seed in seeds if rests)
-    notes = [f"{count(effect.n, 'pair')} of equal seed" if whole else _over(effect.n, len(rests))]
+    shared: dict[int, set[tuple[str, ...]]] = {}
+    for rest, seed in more.keys() & less.keys():
+        shared.setdefault(seed, set()).add(rest)
+    seeds, left_out = _complete(shared)
+    pairs = [[(more[rest, seed], less[rest, seed]) for rest in shared[seed]] for seed in seeds]
+    effect = _interval(
+        [fmean(one - other for one, other in seed) for seed in pairs],
+        [value for seed in pairs for pair in seed for value in pair],
+    )
+    cells = len(pairs[0]) if pairs else 0
+    notes = [f"{count(effect.n, 'pair')} of equal seed" if whole else _over(effect.n, cells), *left_out]
     # a ladder plans most of its cells without one
     left, right = ({_rest(arm, named, whole) for arm in side.arms} for side in sides)
     if alone := sum(rest in left & right for rest, _ in more.keys() ^ less.keys()):
@@ -105,20 +109,38 @@ def _over(seeds: int, cells: int) -> str:
     return f"{count(seeds, 'seed')}, each the mean over {count(cells, 'cell')} of the other axes"
 
 
+def _complete(cells: Mapping[int, Set[object]]) -> tuple[list[int], list[str]]:
+    """The seeds that have every cell that any has, and a note on each other.
+
+    A mean over the cells that happen to be there would be of something else for each seed; and to drop what
+    one seed lacks from all of them would let that seed change what the claim is about.
+    """
+    whole = set().union(*cells.values())
+    lacking = {seed: len(found) for seed, found in sorted(cells.items()) if len(found) < len(whole)}
+    notes = [f"seed {seed} left out: {n} of {count(len(whole), 'cell')}" for seed, n in lacking.items()]
+    return sorted(cells.keys() - lacking), notes
+
+
+def _interval(values: Sequence[float], compared: Sequence[float]) -> Interval:
+    """The interval over seeds; values that only the rounding of what was `compared` parts are equal."""
+    if values and max(values) - min(values) <= ROUNDING * max(map(abs, compared)):
+        values = [fmean(values)] * len(values)
+    return interval(values)
+
+
 def _distance(op: str, sides: Sequence[Side], results: Results, metric: str) -> tuple[Interval, list[str]]:
     """How far the rank ratio lies on the claim's side of 0.5."""
     sign = 1 if op == "not collapsed" else -1
-    ratios: dict[int, list[float]] = {}
+    ratios: dict[int, dict[str, float]] = {}
     for trial in (trial for arm in sides[0].arms for trial in results.of(arm.name)):
         if math.isfinite(ratio := trial.metrics.get(metric, math.nan)):
-            ratios.setdefault(trial.seed, []).append(ratio)
-    means = [fmean(found) for found in ratios.values()]
-    notes = (
-        [f"{count(len(means), 'seed')}; rank is {fmean(means):.2f} of that at initialisation"]
-        if means
-        else []
-    )
-    return interval(sign * (mean - COLLAPSED_BELOW) for mean in means), notes
+            ratios.setdefault(trial.seed, {})[trial.arm] = ratio
+    seeds, notes = _complete({seed: found.keys() for seed, found in ratios.items()})
+    means = [fmean(ratios[seed].values()) for seed in seeds]
+    if means:
+        mean = f"rank is {fmean(means):.2f} of that at initialisation"
+        notes.insert(0, f"{count(len(means), 'seed')}; {mean}")
+    return _interval([sign * (mean - COLLAPSED) for mean in means], [COLLAPSED, *means]), notes
 
 
 def _verdict(claim: str, metric: str, effect: Interval, notes: list[str], ahead: int, behind: int) -> Verdict:
@@ -147,7 +169,7 @@ def _side(text: str, results: Results) -> Side:
 
 def _rest(arm: Arm, named: frozenset[str], whole: bool) -> tuple[str, ...]:
     """The axes that the claim does not name, with the arm's values."""
-    return () if whole else tuple(f"{k}={spelled(v)}" for k, v in sorted(arm.axes.items()) if k not in named)
+    return () if whole else tuple(f"{k}={word(v)}" for k, v in sorted(arm.axes.items()) if k not in named)
 
 
 def _cells(
@@ -162,14 +184,3 @@ def _cells(
             if math.isfinite(value):
                 values.setdefault((rest, trial.seed), []).append(value)
     return {key: fmean(found) for key, found in values.items()}
-
-
-def spelled(value: object) -> str:
-    """A value as a sweep file writes it.
-
-    >>> spelled(True), spelled(None), spelled(0.1), spelled("mse")
-    ('true', 'null', '0.1', 'mse')
-    """
-    if value is None:
-        return "null"
-    return str(value).lower() if isinstance(value, bool) else str(value)

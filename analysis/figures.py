@@ -5,6 +5,7 @@ import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from itertools import cycle
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -16,9 +17,10 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from analysis.claims import COLLAPSED_BELOW, RANK_RATIO
 from analysis.results import Results
-from analysis.table import Row, label
+from analysis.table import Row
+from lmim.files import write_atomic
+from lmim.metrics import COLLAPSED, RANK_RATIO
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's palette without its yellow, which vanishes on white."""
@@ -79,7 +81,7 @@ def comparison(results: Results, rows: Sequence[Row]) -> Figure:
             _panel(axes, metric, results, rows, places)
             if arms and arms < len(rows):
                 axes.axhline(places[arms] - 0.7, color="#c8c8c8", linewidth=0.8)
-        panels[0].set_yticks(places, [row.arm for row in rows])
+        panels[0].set_yticks(places, [plain(row.arm) for row in rows])
         panels[0].set_ylim(bottom, -0.6)
         for tick, row in zip(panels[0].get_yticklabels(), rows, strict=True):
             tick.set(color=GREY if row.baseline else "#111111", style="italic" if row.baseline else "normal")
@@ -94,10 +96,10 @@ def _panel(axes: Axes, metric: str, results: Results, rows: Sequence[Row], place
     axes.grid(visible=False, axis="y")
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
-    axes.set_xlabel(label(metric), weight="bold" if metric == results.metric else "normal")
+    axes.set_xlabel(plain(results.label(metric)), weight="bold" if metric == results.metric else "normal")
     if metric == RANK_RATIO:
-        axes.axvspan(0, COLLAPSED_BELOW, color="#f3f0ea", zorder=0)
-        above, middle = axes.get_xaxis_transform(), COLLAPSED_BELOW / 2
+        axes.axvspan(0, COLLAPSED, color="#f3f0ea", zorder=0)
+        above, middle = axes.get_xaxis_transform(), COLLAPSED / 2
         axes.text(middle, 1.0, "collapsed", transform=above, **SMALL, ha="center", va="bottom")
     for row, place in zip(rows, places, strict=True):
         colour = looks[row.arm]["color"]
@@ -169,7 +171,7 @@ def training(results: Results, rows: Sequence[Row], curves: Curves) -> Figure:
                 lines = [curves[key].get(trial.run_id, {}) for trial in results.of(row.arm)]
                 _lines(axes, [line for line in lines if line], looks[row.arm])
             several = key == "train/loss" and any("loss" in row.axes for row in shown)
-            title = f"{label(key)} (each its own)" if several else label(key)
+            title = plain(results.label(key)) + (" (each its own)" if several else "")
             axes.set_title(title, loc="left", fontsize=9, weight="bold")
             axes.set_xlabel("step")
             axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
@@ -185,7 +187,7 @@ def training(results: Results, rows: Sequence[Row], curves: Curves) -> Figure:
         note = _note(results, "Thick: mean over seeds, up to where the shortest ends; thin: seeds")
         look: Any = {"title": note, "title_fontproperties": {"size": 7.5}, "alignment": "left"}
         look |= {"frameon": False, "handlelength": 2.6, "loc": "outside lower left"}
-        figure.legend(handles, names, ncols=columns, **look).get_title().set_color(GREY)
+        figure.legend(handles, list(map(plain, names)), ncols=columns, **look).get_title().set_color(GREY)
         _title(figure, results)
         return figure
 
@@ -209,17 +211,22 @@ def _scale(axes: Axes, values: Sequence[float]) -> None:
 
 def _title(figure: Figure, results: Results) -> None:
     question = textwrap.fill(results.question, int(figure.get_figwidth() * 9.5))
-    figure.suptitle(question, x=0.012, ha="left", fontsize=12, weight="bold")
+    figure.suptitle(plain(question), x=0.012, ha="left", fontsize=12, weight="bold")
 
 
 def _note(results: Results, text: str) -> str:
-    return f"{results.name}, scale {results.setting}. {text}."
+    return plain(f"{results.name}, scale {results.setting}. {text}.")
 
 
-def encoded(figure: Figure, kind: str) -> bytes:
-    """The figure as a png or pdf file, the same bytes for the same figure."""
-    buffer = io.BytesIO()
-    stamp = {"CreationDate": None} if kind == "pdf" else {"Software": None}
-    with mpl.rc_context(STYLE):
-        figure.savefig(buffer, format=kind, dpi=180, metadata=stamp)
-    return buffer.getvalue()
+def plain(text: str) -> str:
+    """Text in which Matplotlib finds no formula."""
+    return text.replace("$", r"\$")
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Replace `path`.png and `path`.pdf, each as a whole; the same bytes for the same figure."""
+    for kind, stamp in (("png", {"Software": None}), ("pdf", {"CreationDate": None})):
+        drawn = io.BytesIO()
+        with mpl.rc_context(STYLE):
+            figure.savefig(drawn, format=kind, dpi=180, metadata=stamp)
+        write_atomic(path.with_suffix(f".{kind}"), drawn.getvalue())

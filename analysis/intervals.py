@@ -19,7 +19,7 @@ class Interval:
     low: float | None
     high: float | None
     p: float | None = None
-    """Two-sided p of the t-test against the centre that was asked for."""
+    """Two-sided p of the t-test against the centre that was asked for; None where equal values allow none."""
 
     @property
     def half(self) -> float | None:
@@ -44,5 +44,5 @@ def interval(values: Iterable[float], centre: float = 0.0, level: float = LEVEL)
         return Interval(n, kept[0] if kept else None, None, None)
     mean, error = fmean(kept), stdev(kept) / math.sqrt(n)
     half = float(stdtrit(n - 1, 0.5 + level / 2)) * error
-    p = 2 * float(stdtr(n - 1, -abs(mean - centre) / error)) if error else float(mean == centre)
+    p = 2 * float(stdtr(n - 1, -abs(mean - centre) / error)) if error else None
     return Interval(n, mean, mean - half, mean + half, p)

@@ -5,14 +5,14 @@ Everything is rebuilt from MLflow, and only when something in MLflow or in this 
 
 import hashlib
 import html
-import os
+import json
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -21,10 +21,9 @@ from rich.table import Table
 
 from analysis import claims, results, table
 from lmim.command import Parser, exit_code, out_folder
-from lmim.errors import redacted
-
-if TYPE_CHECKING:
-    import pandas as pd
+from lmim.files import write_atomic
+from lmim.metrics import COLLAPSED
+from lmim.tracking import default_uri
 
 HERE = Path(__file__).parent
 FILES = (
@@ -36,6 +35,7 @@ FILES = (
     "comparison.pdf",
     "training.png",
     "training.pdf",
+    "report.json",
     "report.ipynb",
     "report.html",
 )
@@ -48,9 +48,9 @@ class Report:
 
     path: Path
     """The folder of the outputs; report.html is the one to open."""
+    found: results.Results
     rows: tuple[table.Row, ...]
     verdicts: tuple[claims.Verdict, ...]
-    excluded: tuple[results.Excluded, ...]
     built: bool
     """False when all was up to date already."""
 
@@ -60,19 +60,19 @@ def build(name: str, scale: str | None, out: Path, uri: str | None = None) -> Re
 
     Writes `FILES` into out/name/scale, each atomically. Raises UserError for what is not there.
     """
-    uri = uri or f"sqlite:///{(out / 'mlflow.db').resolve()}"
+    uri = uri or default_uri(out)
     found = results.read(name, scale, uri)
-    rows = table.rows(found)
     folder = out / found.name / found.scale
     digest = hashlib.sha256(f"{found.digest} {_code_digest()}".encode()).hexdigest()
     stamp = folder / ".digest"
     fresh = stamp.is_file() and stamp.read_text(encoding="utf-8") == digest
     stale = not fresh or not all((folder / file).is_file() for file in FILES)
+    report = Report(folder, found, table.rows(found), claims.judge(found), stale)
     if stale:
         folder.mkdir(parents=True, exist_ok=True)
-        _write(found, rows, folder, uri)
-        write(stamp, digest.encode())
-    return Report(folder, rows, claims.judge(found), found.excluded, stale)
+        _write(report, uri)
+        write_atomic(stamp, digest)
+    return report
 
 
 def _code_digest() -> str:
@@ -81,32 +81,26 @@ def _code_digest() -> str:
     return hashlib.sha256(b"\0".join(path.read_bytes() for path in sources)).hexdigest()
 
 
-def _write(found: results.Results, rows: Sequence[table.Row], folder: Path, uri: str) -> None:
+def _write(report: Report, uri: str) -> None:
     from analysis import figures  # Matplotlib and, below, Jupyter are slow to import: only for a build
 
+    folder, found, rows = report.path, report.found, report.rows
     with _stages(5) as stage:
         stage("table")
-        write(folder / "table.csv", table.to_csv(rows).encode())
-        write(folder / "table.md", table.to_markdown(rows, found).encode())
-        write(folder / "table.tex", table.to_latex(rows, found).encode())
-        write(folder / "trials.csv", table.trials_csv(found).encode())
+        write_atomic(folder / "table.csv", table.to_csv(rows))
+        write_atomic(folder / "table.md", table.to_markdown(rows, found))
+        write_atomic(folder / "table.tex", table.to_latex(rows, found))
+        write_atomic(folder / "trials.csv", table.trials_csv(found))
+        write_atomic(folder / "report.json", json.dumps(shown(report), indent=2, ensure_ascii=False) + "\n")
         stage("training curves")
-        client = results.connect(uri)
-        curves = {
-            key: {trial.run_id: results.curve(client, trial.run_id, key) for trial in found.trials}
-            for key in figures.CURVES
-        }
+        curves = results.curves(uri, found.trials, figures.CURVES)
         stage("figures")
-        for name, figure in (
-            ("comparison", figures.comparison(found, rows)),
-            ("training", figures.training(found, rows, curves)),
-        ):
-            for kind in ("png", "pdf"):
-                write(folder / f"{name}.{kind}", figures.encoded(figure, kind))
+        figures.save(figures.comparison(found, rows), folder / "comparison")
+        figures.save(figures.training(found, rows, curves), folder / "training")
         stage("notebook")
-        notebook = _execute(found, folder, uri)
+        notebook = _execute(folder)
         stage("HTML")
-        write(folder / "report.html", _page(notebook, found.question).encode())
+        write_atomic(folder / "report.html", _page(notebook, found.question))
 
 
 @contextmanager
@@ -122,25 +116,11 @@ def _stages(total: int) -> Iterator[Callable[[str], None]]:
         yield stage
 
 
-def write(path: Path, content: bytes) -> None:
-    """Replace a file as a whole: a reader sees the old or the new one, never a part."""
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(partial, 0o644)
-        os.replace(partial, path)
-    finally:
-        Path(partial).unlink(missing_ok=True)
-
-
 # The notebook
 
 
-def _execute(found: results.Results, folder: Path, uri: str) -> Any:
-    """Fill in the template, run it in a kernel of its own in `folder`, and write report.ipynb."""
+def _execute(folder: Path) -> Any:
+    """Run the template in a kernel of its own in `folder`, whose files it shows; write report.ipynb."""
     import jupytext
     import nbformat
     from jupyter_client.manager import AsyncKernelManager
@@ -148,21 +128,9 @@ def _execute(found: results.Results, folder: Path, uri: str) -> Any:
 
     dump: Any = nbformat.writes  # untyped
 
-    notebook: Any = jupytext.reads(
-        (HERE / "report_template.py").read_text(encoding="utf-8"), fmt="py:percent"
-    )
-    notebook.cells = [cell for cell in notebook.cells if "ruff: noqa" not in cell.source]
-    for cell in notebook.cells:
-        if "parameters" in cell.metadata.get("tags", ()):
-            values = (found.name, found.scale, _portable(uri, folder))
-            cell.source = f"NAME, SCALE, URI = {', '.join(map(repr, values))}"
+    source = (HERE / "report_template.py").read_text(encoding="utf-8")
+    notebook: Any = jupytext.reads(source.partition("\n")[2], fmt="py:percent")  # the first line is mypy's
     notebook.metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    paths = [str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = os.environ | {
-        "MLFLOW_TRACKING_URI": uri,
-        "PYTHONPATH": os.pathsep.join(paths),
-        "PYTHONWARNINGS": "ignore:IProgress not found",  # tqdm's, on being imported in a notebook
-    }
     place = {"metadata": {"path": str(folder)}}
     with tempfile.TemporaryDirectory() as private:
         # sockets in a folder of the user's own instead of ports: no one else on the host reaches the kernel
@@ -170,17 +138,9 @@ def _execute(found: results.Results, folder: Path, uri: str) -> Any:
         client = NotebookClient(
             notebook, km=kernel, timeout=600, resources=place, shutdown_kernel="immediate"
         )
-        client.execute(env=environment, cleanup_kc=True)
-    write(folder / "report.ipynb", str(dump(notebook)).encode())
+        client.execute(cleanup_kc=True)
+    write_atomic(folder / "report.ipynb", str(dump(notebook)))
     return notebook
-
-
-def _portable(uri: str, folder: Path) -> str:
-    """The URI as the notebook holds it: without a password, and a database relative to its folder."""
-    scheme, slashes, path = uri.partition("sqlite:///")
-    if scheme or not slashes:
-        return redacted(uri)
-    return f"{slashes}{os.path.relpath(path, folder)}"
 
 
 def _page(notebook: Any, title: str) -> str:
@@ -198,37 +158,50 @@ def _page(notebook: Any, title: str) -> str:
     )
 
 
-def summary(found: results.Results, frame: "pd.DataFrame") -> str:
+def shown(report: Report) -> dict[str, Any]:
+    """What the notebook shows beside the table, the figures and trials.csv."""
+    found = report.found
+    baselines = {arm.name for arm in found.arms if arm.baseline}
+    params = [trial.params for trial in found.trials if trial.arm not in baselines]
+    keys = sorted({key for one in params for key in one} - {"seed"})
+    values = {key: {one.get(key, "") for one in params} for key in keys}
+    return {
+        "question": found.question,
+        "summary": summary(report),
+        "verdicts": [
+            {
+                "claim": v.claim,
+                "verdict": v.verdict,
+                "metric": found.label(v.metric),
+                "difference": _effect(v),
+                **asdict(v.effect),
+                "evidence": v.reason,
+            }
+            for v in report.verdicts
+        ],
+        "note": "Difference: in the claim's direction, mean [95 % t-interval]; for collapse, the distance of "
+        f"the rank ratio from {COLLAPSED}. Intervals are not corrected for the number of claims.",
+        "settings": [{"key": key, "value": min(own)} for key, own in values.items() if len(own) == 1],
+        "excluded": [
+            {"trial": trial.id, "arm": trial.arm, "seed": trial.seed, "reason": trial.reason}
+            for trial in found.excluded
+        ],
+    }
+
+
+def summary(report: Report) -> str:
     """The first lines of a report: what was compared, on how much, at which cost."""
-    arms = int((~frame["baseline"]).sum())
-    spent = [(frame["core_hours"].sum(), "core"), (frame["gpu_hours"].sum(), "GPU")]
+    found, rows = report.found, report.rows
+    arms = sum(not row.baseline for row in rows)
+    spent = [(sum(row.core_hours for row in rows), "core"), (sum(row.gpu_hours for row in rows), "GPU")]
     hours = ", ".join(f"{total:.2f} {unit}-hours" for total, unit in spent if total)
+    replayed = [place for trial in found.trials if (place := found.replayed_on(trial))]
+    of_them = f" ({len(replayed)} of other code, replayed on {replayed[0]})" if replayed else ""
     return (
-        f"Sweep **{found.name}**, scale **{found.setting}**, design {found.design}: {arms} arms and "
-        f"{len(frame) - arms} baselines; {len(found.trials)} trials count, {len(found.excluded)} do not; "
-        f"{hours}. The metric is `{found.metric}`."
+        f"Sweep {found.name}, scale {found.setting}, design {found.design}: {arms} arms and "
+        f"{len(rows) - arms} baselines; {len(found.trials)} trials count{of_them}, {len(found.excluded)} do "
+        f"not; {hours}. The metric is {found.metric}."
     )
-
-
-def verdict_html(verdicts: Sequence[claims.Verdict]) -> str:
-    """The claims with their evidence as an HTML table."""
-    lines = [
-        [
-            v.claim,
-            v.verdict,
-            table.label(v.metric),
-            _effect(v),
-            "" if v.effect.p is None else f"{v.effect.p:.2g}",
-            v.reason,
-        ]
-        for v in verdicts
-    ]
-    note = (
-        "<p class=note>Difference: in the claim's direction, mean [95 % t-interval]; for collapse, the "
-        "distance of the rank ratio from 0.5. Intervals are not corrected for the number of claims.</p>"
-    )
-    head = ["claim", "verdict", "metric", "difference", "p", "evidence"]
-    return html_table(head, lines) + note if lines else "<p>The sweep makes no claim.</p>"
 
 
 def _effect(verdict: claims.Verdict) -> str:
@@ -241,54 +214,13 @@ def _effect(verdict: claims.Verdict) -> str:
     return f"{effect.mean:+.{digits}f} [{effect.low:+.{digits}f}, {effect.high:+.{digits}f}]"
 
 
-def excluded_html(excluded: Sequence[results.Excluded]) -> str:
-    """The trials that are in no mean, each with its reason, as an HTML table."""
-    if not excluded:
-        return "<p>None: every planned trial counts.</p>"
-    lines = [[trial.id, trial.arm, str(trial.seed), trial.reason] for trial in excluded]
-    return html_table(["trial", "arm", "seed", "reason"], lines)
-
-
-def settings_html(found: results.Results) -> str:
-    """The config keys that have one value in all trained trials that count, as an HTML table."""
-    baselines = {arm.name for arm in found.arms if arm.baseline}
-    params = [trial.params for trial in found.trials if trial.arm not in baselines]
-    keys = sorted({key for one in params for key in one} - {"seed"})
-    values = {key: {one.get(key, "") for one in params} for key in keys}
-    lines = [[key, *found] for key, found in values.items() if len(found) == 1]
-    return f"<details><summary>{len(lines)} keys</summary>{html_table(['key', 'value'], lines)}</details>"
-
-
-def provenance_html(found: results.Results) -> str:
-    """Each trial that counts: identity, arm, seed, outcome, commit and dataset version, as an HTML table."""
-    lines = [
-        [t.id, t.arm, str(t.seed), t.outcome, t.commit, t.dataset_version, t.run_id] for t in found.trials
-    ]
-    return html_table(["trial", "arm", "seed", "outcome", "commit", "dataset version", "MLflow run"], lines)
-
-
-def html_table(head: Iterable[str], lines: Iterable[Sequence[str]]) -> str:
-    """Text as an HTML table; a verdict's cell gets the class of its colour."""
-    top = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
-    body = "".join(
-        "<tr>"
-        + "".join(
-            f"<td class={cell}>{cell}</td>" if cell in COLOURS else f"<td>{html.escape(cell)}</td>"
-            for cell in line
-        )
-        + "</tr>"
-        for line in lines
-    )
-    return f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
-
-
 # The command
 
 
 def show(report: Report, console: Console) -> None:
     """Print the table, the verdicts, what is excluded, and the path of the report."""
     if report.rows:
-        head, *body = _fitting(table.cells(report.rows), console.width)
+        head, *body = _fitting(table.cells(report.rows, report.found), console.width)
         grid = Table(box=None, pad_edge=False, header_style="bold")
         for index, name in enumerate(head):
             grid.add_column(
@@ -297,7 +229,7 @@ def show(report: Report, console: Console) -> None:
         for row, cells in zip(report.rows, body, strict=True):
             grid.add_row(*map(escape, cells), style="dim" if row.baseline else None)
         console.print(grid, crop=False, soft_wrap=True)
-        if hidden := len(table.cells(report.rows)[0]) - len(head):
+        if hidden := len(table.cells(report.rows, report.found)[0]) - len(head):
             line = f"({results.count(hidden, 'more column')} in {report.path / 'table.md'})"
             console.print(line, markup=False, highlight=False, soft_wrap=True)
     for verdict in report.verdicts:
@@ -306,8 +238,8 @@ def show(report: Report, console: Console) -> None:
         line = f"{verdict.claim}  {_effect(verdict)}  ({verdict.reason})"
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     missing: dict[str, list[str]] = {}
-    older = [trial for trial in report.excluded if trial.reason == results.OLD_PLAN]
-    for trial in report.excluded:
+    older = [trial for trial in report.found.excluded if trial.reason == results.OLD_PLAN]
+    for trial in report.found.excluded:
         if trial.reason == results.NO_RUN:
             missing.setdefault(trial.arm, []).append(str(trial.seed))
             continue
@@ -315,7 +247,7 @@ def show(report: Report, console: Console) -> None:
             continue
         line = f"    excluded  {trial.id} {trial.arm} seed {trial.seed}: {trial.reason}"
         console.print(line, markup=False, highlight=False, soft_wrap=True)
-    if any(trial.odd for trial in report.excluded):
+    if any(trial.odd for trial in report.found.excluded):
         again = report.path.parent.parent / "trials" / "<trial>"
         line = f"To train an excluded trial anew, delete {again} and run the sweep again."
         console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -1,27 +1,39 @@
-# ruff: noqa: E402
 # mypy: disable-error-code="no-untyped-call"
-# %% tags=["parameters"]
-NAME, SCALE, URI = "loss", "demo", "sqlite:///../../mlflow.db"
-
 # %%
-import os
+import csv
+import json
+from html import escape
 from pathlib import Path
+from typing import Any
 
-import pandas as pd
 from IPython.display import HTML, Image, Markdown, display
 
-from analysis import claims, report, results
+report = json.loads(Path("report.json").read_text(encoding="utf-8"))
+with open("trials.csv", encoding="utf-8", newline="") as file:
+    trials = list(csv.DictReader(file))
 
-sweep = results.read(NAME, SCALE, os.environ.get("MLFLOW_TRACKING_URI", URI))
-table = pd.read_csv("table.csv")
-display(Markdown(f"# {sweep.question}"))
-display(Markdown(report.summary(sweep, table)))
+
+def grid(keys: str, rows: list[dict[str, Any]], none: str = "None.") -> str:
+    """Rows as an HTML table; a verdict's cell gets the class of its colour."""
+
+    def cell(key: str, value: Any) -> str:
+        text = escape("" if value is None else f"{value:.2g}" if isinstance(value, float) else str(value))
+        return f"<td class={text}>{text}</td>" if key == "verdict" else f"<td>{text}</td>"
+
+    top = "".join(f"<th>{key.replace('_', ' ')}</th>" for key in keys.split())
+    body = ["".join(cell(key, row[key]) for key in keys.split()) for row in rows]
+    lines = "".join(f"<tr>{line}</tr>" for line in body)
+    return f"<table><thead><tr>{top}</tr></thead><tbody>{lines}</tbody></table>" if rows else f"<p>{none}</p>"
+
+
+display(HTML(f"<h1>{escape(report['question'])}</h1><p>{escape(report['summary'])}</p>"))
 
 # %% [markdown]
 # ## Verdicts
 
 # %%
-display(HTML(report.verdict_html(claims.judge(sweep))))
+verdicts = grid("claim verdict metric difference p evidence", report["verdicts"], "The sweep makes no claim.")
+display(HTML(f"{verdicts}<p class=note>{escape(report['note'])}</p>"))
 
 # %% [markdown]
 # ## Table
@@ -45,16 +57,17 @@ display(Image("training.png", alt="Loss and collapse measures of each arm over t
 # ## Settings of all arms
 
 # %%
-display(HTML(report.settings_html(sweep)))
+settings = grid("key value", report["settings"])
+display(HTML(f"<details><summary>{len(report['settings'])} keys</summary>{settings}</details>"))
 
 # %% [markdown]
 # ## Excluded trials
 
 # %%
-display(HTML(report.excluded_html(sweep.excluded)))
+display(HTML(grid("trial arm seed reason", report["excluded"], "None: every planned trial counts.")))
 
 # %% [markdown]
 # ## Provenance
 
 # %%
-display(HTML(report.provenance_html(sweep)))
+display(HTML(grid("trial arm seed outcome commit replayed_on dataset_version run", trials)))

@@ -4,22 +4,24 @@ import hashlib
 import json
 import math
 import os
+import re
 import tempfile
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmim.errors import UserError, brief, redacted
-from lmim.plan.sweep_file import full_name
+from lmim.errors import UserError, brief, fail, nearest, redacted, show
+from lmim.metrics import full_name
+from lmim.tracking import connect
 
 if TYPE_CHECKING:  # importing MLflow takes a second, and only `read` and `curves` need it
     from mlflow import MlflowClient
 
-SQLITE = b"SQLite format 3\0"
-"""How a database of SQLite begins."""
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+"""A sweep's name and its scale, which become folders."""
 NO_RUN = "no run yet"
 OLD_PLAN = "not in the newest plan"
 LARGEST = 1.7e308
@@ -48,9 +50,14 @@ class Trial:
     outcome: str = "learned"
     """Empty for what was only evaluated."""
     error: str = ""
+    code: str = ""
+    """Digest of the code that trained it."""
     commit: str = ""
+    replayed: str = ""
+    """The code under which a replay gave the same digits; empty if none."""
+    differs: str = ""
+    """What a replay found to be different."""
     dataset_version: str = ""
-    scale: str = ""
     started: int = 0
     metrics: Mapping[str, float] = field(default_factory=dict)
     params: Mapping[str, str] = field(default_factory=dict)
@@ -65,7 +72,7 @@ class Excluded:
     seed: int
     reason: str
     odd: bool = False
-    """It is done, but of another commit, dataset version or scale than the others."""
+    """It is done, but by code of which no replay has shown that it does what today's does."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +94,12 @@ class Results:
     excluded: tuple[Excluded, ...]
     digest: str
     """Of all that was read."""
+    code: str = ""
+    """Digest of the code that was today's when the sweep ran; empty in an old plan: then none is compared."""
+    commit: str = ""
+    """The commit of that code."""
+    described: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """Metric to its `label`, `unit` and which way is `better`."""
 
     @property
     def setting(self) -> str:
@@ -97,6 +110,16 @@ class Results:
     def of(self, arm: str) -> list[Trial]:
         """The trials of an arm that count."""
         return [trial for trial in self.trials if trial.arm == arm]
+
+    def label(self, metric: str) -> str:
+        """A metric's name for people, with its unit: `k-NN top-1 (%)`; of an unknown one, its own words."""
+        known = self.described.get(metric, {})
+        text = known.get("label") or metric.rpartition("/")[2].replace("_", " ")
+        return f"{text} ({known['unit']})" if known.get("unit") else text
+
+    def replayed_on(self, trial: Trial) -> str:
+        """The commit that gave the digits of a trial that counts again; empty where its code trained it."""
+        return (self.commit or self.code) if self.code not in ("", trial.code) else ""
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -117,10 +140,10 @@ def count(number: int, word: str) -> str:
 
 
 def assemble(plan: Mapping[str, Any], runs: Iterable[Trial]) -> Results:
-    """Plan and child runs -> results. A run counts when it is planned, done, and of the majority's kind.
+    """Plan and child runs -> results.
 
-    Same commit, dataset version and scale as most of the done trials; a sweep that varies the data has one
-    majority of dataset versions for each of its datasets.
+    A run counts when it is planned, done, and of the plan's code: trained by it, or replayed on it with the
+    same digits.
     """
     arms = tuple(
         sorted((Arm(a["name"], a["axes"], a["baseline"]) for a in plan["arms"]), key=lambda arm: arm.baseline)
@@ -145,29 +168,12 @@ def assemble(plan: Mapping[str, Any], runs: Iterable[Trial]) -> Results:
         *(_excluded(run, OLD_PLAN) for run in newest.values() if run.id not in planned),
     ]
 
-    reasons: dict[tuple[str, str], list[str]] = {(run.id, run.arm): [] for run in done}
-    data = {arm.name: _data_axes(arm) for arm in arms}
-    baseline = {arm.name: arm.baseline for arm in arms}
-    kinds: tuple[tuple[str, Callable[[Trial], str], Callable[[Trial], object]], ...] = (
-        ("commit", lambda run: run.commit, lambda run: None),
-        ("dataset version", lambda run: run.dataset_version, lambda run: data[run.arm]),
-        ("scale", lambda run: run.scale, lambda run: None),
-    )
-    for word, value, cell in kinds:
-        for group in {cell(run) for run in done}:
-            members = [run for run in done if cell(run) == group]
-            # what is only evaluated is done in seconds, and must not outvote hours of training
-            usual = _majority([run for run in members if not baseline[run.arm]] or members, value)
-            same = sum(value(run) == usual for run in members)
-            for run in members:
-                if (own := value(run)) != usual:
-                    reasons[run.id, run.arm].append(
-                        f"{word} {own or 'unknown'} is not the {usual or 'unknown'} of {count(same, 'other')}"
-                    )
+    code = plan.get("code", "")
+    alike = {run.id for run in done if not code or code in (run.code, run.replayed)}
     excluded += [
-        Excluded(run.id, run.arm, run.seed, "; ".join(why), odd=True)
+        Excluded(run.id, run.arm, run.seed, _of_other_code(run), odd=True)
         for run in done
-        if (why := reasons[run.id, run.arm])
+        if run.id not in alike
     ]
 
     def order(item: Trial | Excluded) -> tuple[int, int, str, str]:
@@ -177,32 +183,28 @@ def assemble(plan: Mapping[str, Any], runs: Iterable[Trial]) -> Results:
         name=plan["name"],
         scale=plan["scale"],
         settings=plan.get("settings", {}),
-        question=plan["question"],
+        question=" ".join(plan["question"].split()),
         metric=full_name(plan["metric"]),
         design=plan["design"],
         seeds=tuple(plan["seeds"]),
         claims=tuple(plan["claims"]),
         arms=arms,
-        trials=tuple(sorted((run for run in done if not reasons[run.id, run.arm]), key=order)),
+        trials=tuple(sorted((run for run in done if run.id in alike), key=order)),
         excluded=tuple(sorted(excluded, key=order)),
         digest=_digest(plan, newest.values()),
+        code=code,
+        commit=plan.get("commit", ""),
+        described=plan.get("metrics", {}),
     )
-
-
-def _data_axes(arm: Arm) -> tuple[tuple[str, str], ...]:
-    """Where an arm has data of its own: its dataset's version may differ from the other arms'."""
-    return tuple(sorted((key, str(value)) for key, value in arm.axes.items() if key.split(".")[0] == "data"))
-
-
-def _majority(runs: Sequence[Trial], value: Callable[[Trial], str]) -> str:
-    """The most frequent value; of equally frequent ones, the one with the newest run."""
-    times = Counter(value(run) for run in runs)
-    latest = {name: max(run.started for run in runs if value(run) == name) for name in times}
-    return max(times, key=lambda name: (times[name], latest[name], name))
 
 
 def _excluded(trial: Trial, reason: str) -> Excluded:
     return Excluded(trial.id, trial.arm, trial.seed, reason)
+
+
+def _of_other_code(run: Trial) -> str:
+    where = f"other code ({run.commit or 'unknown'})"
+    return f"{where}: {run.differs}" if run.differs else f"{where}, not yet compared: run the sweep again"
 
 
 def _digest(plan: Mapping[str, Any], runs: Iterable[Trial]) -> str:
@@ -214,22 +216,21 @@ def _digest(plan: Mapping[str, Any], runs: Iterable[Trial]) -> str:
 # Reading MLflow
 
 
-def connect(uri: str) -> "MlflowClient":
-    """A client of a database or server that is there; raises UserError where it is not."""
-    if uri.startswith("sqlite:"):
-        path = Path(uri.partition("sqlite:///")[2])
-        if not path.is_file():
-            raise UserError(f"{path}: no MLflow database there; run a sweep first, or give --out")
-        with path.open("rb") as file:
-            if file.read(len(SQLITE)) != SQLITE:
-                raise UserError(f"{path}: not a database; give the --out of a sweep, or --tracking-uri")
-    # MLflow's own retries would hold a user for minutes before saying that a server is gone
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+@contextmanager
+def reading(uri: str) -> "Iterator[MlflowClient]":
+    """A client of a database or server that is there; UserError where it is not, or does not answer."""
+    file = Path(uri.removeprefix("sqlite:///"))
+    if uri.startswith("sqlite:") and not file.is_file():  # MLflow would make one
+        raise UserError(f"{file}: no MLflow database there; run a sweep first, or give --out")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    from mlflow import MlflowClient
+    client = connect(uri)
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
 
-    return MlflowClient(uri)
+    try:
+        yield client
+    except (MlflowException, SQLAlchemyError) as error:
+        raise UserError(f"{redacted(uri)}: cannot be read ({brief(error)}); check --tracking-uri") from error
 
 
 def read(name: str, scale: str | None, uri: str) -> Results:
@@ -238,25 +239,20 @@ def read(name: str, scale: str | None, uri: str) -> Results:
     Raises UserError for a sweep or scale that is not there, with the nearest name, and for a server that
     does not answer.
     """
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
-
-    try:
-        return _read(connect(uri), name, scale)
-    except (MlflowException, SQLAlchemyError) as error:
-        raise UserError(f"{redacted(uri)}: cannot be read ({brief(error)}); check --tracking-uri") from error
+    with reading(uri) as client:
+        return _read(client, name, scale)
 
 
 def _read(client: "MlflowClient", name: str, scale: str | None) -> Results:
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         names = [e.name for e in client.search_experiments() if e.name != "Default"]
-        raise UserError(f"no sweep named {name} in MLflow; {_nearest(name, names)}")
+        raise UserError(f"no sweep named {name} in MLflow{_known(name, names)}")
     where = [experiment.experiment_id]
-    parents = client.search_runs(where, "tags.`lmim.sweep` != ''", order_by=["attributes.start_time DESC"])
+    parents = sorted(client.search_runs(where, "tags.`lmim.sweep` != ''"), key=_updated, reverse=True)
     scales = list(dict.fromkeys(run.data.tags.get("lmim.scale", "") for run in parents))
     if not parents or (scale is not None and scale not in scales):
-        raise UserError(f"sweep {name} has no runs at scale {scale}; {_nearest(scale or '', scales)}")
+        raise UserError(f"sweep {name} has no runs at scale {scale}{_known(scale or '', scales)}")
     parent = next(run for run in parents if scale in (None, run.data.tags.get("lmim.scale")))
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -266,6 +262,10 @@ def _read(client: "MlflowClient", name: str, scale: str | None) -> Results:
                 f"sweep {name}: its plan.json is not at {parent.info.artifact_uri}; run the sweep again"
             ) from error
         plan = json.loads(Path(file).read_text(encoding="utf-8"))
+    for key in ("name", "scale"):
+        if not NAME.fullmatch(str(plan[key])):
+            expected = f"{key}: expected at most 64 letters, digits, - and _, found {show(plan[key])}"
+            fail(f"plan.json of sweep {name} in MLflow", expected)
     runs, token = [], None
     while True:
         page = client.search_runs(
@@ -275,6 +275,11 @@ def _read(client: "MlflowClient", name: str, scale: str | None) -> Results:
         token = page.token
         if not token:
             return assemble(plan, runs)
+
+
+def _updated(parent: Any) -> float:
+    """When a sweep last ran at a scale, in seconds; an old one says only when it first did."""
+    return float(parent.data.tags.get("lmim.updated") or (parent.info.start_time or 0) / 1000)
 
 
 def _trial(run: Any) -> Trial:
@@ -288,9 +293,11 @@ def _trial(run: Any) -> Trial:
         status=tags.get("lmim.status", "unknown"),
         outcome=tags.get("lmim.outcome", ""),
         error=tags.get("lmim.error", ""),
+        code=tags.get("lmim.code", ""),
         commit=tags.get("lmim.commit", ""),
+        replayed=tags.get("lmim.replayed", ""),
+        differs=tags.get("lmim.differs", ""),
         dataset_version=tags.get("lmim.dataset_version", ""),
-        scale=tags.get("lmim.scale", ""),
         started=run.info.start_time or 0,
         metrics={key: finite_or_inf(value) for key, value in sorted(run.data.metrics.items())},
         params=dict(sorted(run.data.params.items())),
@@ -306,15 +313,24 @@ def finite_or_inf(value: float) -> float:
     return math.copysign(math.inf, value) if abs(value) > LARGEST else value
 
 
-def curve(client: "MlflowClient", run_id: str, key: str) -> dict[int, float]:
-    """Step to value, ascending; of a step that was logged twice the later value."""
-    history = client.get_metric_history(run_id, key)
-    points = sorted(history, key=lambda point: (point.step, point.timestamp))
-    return {point.step: finite_or_inf(point.value) for point in points}
+def curves(uri: str, trials: Iterable[Trial], keys: Sequence[str]) -> dict[str, dict[str, dict[int, float]]]:
+    """Metric -> run id -> step -> value, ascending; of a step that was logged twice the later value.
+
+    MLflow's client has no request for more than one run and metric: a server is asked eight at a time, which
+    takes a fifth of the time; a database is no faster for it.
+    """
+    at_once = 1 if uri.startswith("sqlite:") else 8
+    wanted = list(dict.fromkeys((key, t.run_id) for t in trials for key in keys if key in t.metrics))
+    found: dict[str, dict[str, dict[int, float]]] = {key: {} for key in keys}
+    with reading(uri) as client, ThreadPoolExecutor(at_once) as pool:
+        histories = pool.map(lambda job: client.get_metric_history(job[1], job[0]), wanted)
+        for (key, run), history in zip(wanted, histories, strict=True):
+            points = sorted(history, key=lambda point: (point.step, point.timestamp))
+            found[key][run] = {point.step: finite_or_inf(point.value) for point in points}
+    return found
 
 
-def _nearest(name: str, names: Sequence[str]) -> str:
-    if not names:
-        return "it holds none yet: run the sweep first"
-    close = get_close_matches(name, names, n=1)
-    return f"did you mean {close[0]}?" if close else f"there are {', '.join(sorted(names))}"
+def _known(name: str, names: Sequence[str]) -> str:
+    """What is there instead."""
+    others = f"; there are {', '.join(sorted(names))}" if names else "; run the sweep first"
+    return nearest(name, names) or others

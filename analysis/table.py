@@ -8,9 +8,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from analysis.claims import spelled
 from analysis.intervals import Interval, interval
 from analysis.results import Arm, Results, Trial
+from lmim.errors import word
 
 NONE = "-"
 
@@ -54,26 +54,6 @@ def _core_seconds(trial: Trial) -> float:
     return trial.metrics.get("system/seconds", 0.0) * cores
 
 
-LABELS = {
-    "eval/knn_top1": "k-NN top-1 (%)",
-    "eval/nn_top1": "1-NN top-1 (%)",
-    "eval/linear_top1": "linear top-1 (%)",
-    "eval/rank_ratio": "rank ratio",
-    "collapse/rank": "effective rank",
-    "collapse/image_cosine": "cosine between images",
-    "train/loss": "training loss",
-}
-
-
-def label(metric: str) -> str:
-    """A metric's name for people.
-
-    >>> label("eval/knn_top1"), label("eval/robust_accuracy")
-    ('k-NN top-1 (%)', 'robust accuracy')
-    """
-    return LABELS.get(metric, metric.rpartition("/")[2].replace("_", " "))
-
-
 def decimals(values: Iterable[float]) -> int:
     """Enough to tell arms apart, for a whole column.
 
@@ -84,7 +64,7 @@ def decimals(values: Iterable[float]) -> int:
     return 3 if largest < 2 else 2 if largest < 100.005 else 1
 
 
-def cells(table: Sequence[Row], none: str = NONE) -> list[list[str]]:
+def cells(table: Sequence[Row], results: Results, none: str = NONE) -> list[list[str]]:
     """Head and rows as text: mean ± half of the 95 % interval; `(n=…)` where fewer seeds have the metric.
 
     Equal values have no interval: raw pixels depend on no seed.
@@ -103,7 +83,7 @@ def cells(table: Sequence[Row], none: str = NONE) -> list[list[str]]:
         return f"{found.mean:.{digits[key]}f}{half}{fewer}"
 
     on_gpus = any(row.gpu_hours for row in table)
-    head = ["arm", "n", *map(label, metrics), "outcome", "core-hours", *["GPU-hours"] * on_gpus]
+    head = ["arm", "n", *map(results.label, metrics), "outcome", "core-hours", *["GPU-hours"] * on_gpus]
     return [head] + [
         [
             row.arm,
@@ -150,8 +130,8 @@ def to_csv(table: Sequence[Row]) -> str:
         writer.writerow(
             [
                 row.arm,
-                spelled(row.baseline),
-                *(spelled(row.axes[key]) if key in row.axes else "" for key in axes),
+                word(row.baseline),
+                *(word(row.axes[key]) if key in row.axes else "" for key in axes),
                 row.n,
                 *(value for i in found for value in (i.mean, i.n, i.low, i.high)),
                 *(row.outcomes.get(outcome, 0) for outcome in outcomes),
@@ -164,20 +144,27 @@ def to_csv(table: Sequence[Row]) -> str:
 
 def to_markdown(table: Sequence[Row], results: Results) -> str:
     """A pipe table under the sweep's question, the baselines in italics below the arms."""
-    head, *body = cells(table)
-    body = [
-        [f"*{line[0]}*" if row.baseline else line[0], *line[1:]]
-        for row, line in zip(table, body, strict=True)
-    ]
+    head, *body = [list(map(escaped, line)) for line in cells(table, results)]
+    for row, line in zip(table, body, strict=True):
+        line[0] = f"*{line[0]}*" if row.baseline else line[0]
     lines = [head, ["---" if name in ("arm", "outcome") else "---:" for name in head], *body]
-    text = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     note = " Baselines in italics." if any(row.baseline for row in table) else ""
-    return f"**{results.question}**\n\n{text}\n\n{caption(results)}{note}\n"
+    return f"**{escaped(results.question)}**\n\n{text}\n\n{escaped(caption(results))}{note}\n"
+
+
+def escaped(text: str) -> str:
+    """Text in which Markdown finds no mark-up and no HTML.
+
+    >>> print(escaped("patch_discrimination <b> *x* _y_"))
+    patch_discrimination \\<b\\> \\*x\\* \\_y\\_
+    """
+    return re.sub(r"[\\`*\[\]<>|$&~]|(?<!\w)_|_(?!\w)", r"\\\g<0>", text)
 
 
 def to_latex(table: Sequence[Row], results: Results) -> str:
     """A booktabs tabular, the baselines under a rule of their own."""
-    head, *body = cells(table, none="--")
+    head, *body = cells(table, results, none="--")
     columns = "".join("l" if name in ("arm", "outcome") else "r" for name in head)
     lines = [_latex_line(head), r"\midrule"]
     for row, line, above in zip(table, body, [None, *table], strict=False):
@@ -214,11 +201,11 @@ def trials_csv(results: Results) -> str:
     metrics = sorted({key for trial in results.trials for key in trial.metrics})
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["trial", "arm", *keys, "seed", "outcome", "commit", "dataset_version", "run", *metrics])
+    provenance = ["commit", "replayed_on", "dataset_version", "run"]
+    writer.writerow(["trial", "arm", *keys, "seed", "outcome", *provenance, *metrics])
     for t in results.trials:
-        own = [spelled(axes[t.arm][key]) if key in axes[t.arm] else "" for key in keys]
+        own = [word(axes[t.arm][key]) if key in axes[t.arm] else "" for key in keys]
         values = [t.metrics.get(key, "") for key in metrics]
-        writer.writerow(
-            [t.id, t.arm, *own, t.seed, t.outcome, t.commit, t.dataset_version, t.run_id, *values]
-        )
+        where = [t.commit, results.replayed_on(t), t.dataset_version, t.run_id]
+        writer.writerow([t.id, t.arm, *own, t.seed, t.outcome, *where, *values])
     return text.getvalue()

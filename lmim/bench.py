@@ -22,6 +22,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from pathlib import Path
 from threading import Barrier, BrokenBarrierError
 from typing import Any
@@ -30,20 +31,20 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from rich.console import Console
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from lmim.command import Parser, exit_code, out_folder
 from lmim.config import Config, merge
 from lmim.data import Dataset, open_dataset
 from lmim.data.augment import WHOLE
-from lmim.data.batches import batches
 from lmim.errors import UserError
-from lmim.evaluate import evaluate
+from lmim.evaluate import judge
 from lmim.files import write_atomic
-from lmim.plan import ablation, cost
+from lmim.plan import ablation, cost, facts
 from lmim.sweep.executors import local_resources
+from lmim.train.batches import batches
 from lmim.train.loop import Run
 from lmim.trial.code import code_version
+from lmim.trial.evaluation import read_evaluations
 from lmim.trial.folder import TrialFolder
 
 Json = dict[str, Any]
@@ -62,7 +63,7 @@ def config_of(scale: str, device: str, precision: str | None = None, compiled: b
     (trial,) = ablation.load(SWEEP, scale, seeds=[0], only=[ARM]).trials
     change: Json = {"run.device": device, "run.compile": compiled}
     change |= {"optim.precision": precision} if precision else {}
-    return Config.model_validate(merge(trial.config.model_dump(), change))
+    return Config.read(merge(trial.config.model_dump(), change))
 
 
 # ------------------------------------------------------------------------------------- what is timed
@@ -85,12 +86,12 @@ class Noise:
         return self.images[indices % len(self.images)], boxes
 
 
-def noise(config: Config, size: cost.Size) -> Dataset:
+def noise(config: Config, size: facts.Data) -> Dataset:
     """A dataset of this size, and of the shape of the config's."""
     shape = (512, size.channels, config.data.image_size, config.data.image_size)
     images = torch.randint(0, 256, shape, dtype=torch.uint8).to(config.run.device)
     middle = (0.5,) * size.channels
-    splits = Noise(images, size.train), Noise(images, size.test)
+    splits = Noise(images, size.train), Noise(images, 1), Noise(images, size.test)
     return Dataset("noise", "bench", size.channels, 10, middle, middle, config.data.flip, *splits)
 
 
@@ -100,8 +101,8 @@ class Steps:
     def __init__(self, config: Config) -> None:
         self.device = torch.device(config.run.device)
         torch.set_num_threads(config.run.threads)
-        self.run = Run(config, noise(config, cost.size_of(config)), self.device)
-        self.feed = batches(self.run.dataset, config, 0, self.run.steps)
+        self.run = Run(config, noise(config, facts.data_of(config)), self.device)
+        self.feed = batches(self.run.dataset.train, config, self.run.objective, 0, self.run.steps)
         self.images = config.step_images
 
     def seconds(self, steps: int = 1) -> float:
@@ -131,7 +132,7 @@ def head(scale: str, config: Config) -> Json:
         "device": config.run.device,
         "precision": config.optim.precision,
         "compile": config.run.compile,
-        "formula_flops_per_image": cost.step_flops(config),
+        "flops_per_image": cost.works([config])[config.arm].step,
         "images_per_second": None,
     }
 
@@ -146,12 +147,9 @@ def training(scale: str, device: str, hows: Hows, repeats: int, seconds: float) 
         entries.append(entry := head(scale, config))
         try:
             steps = Steps(config)
+            first = steps.seconds()
             if compiled:
-                entry["first_step_seconds"] = steps.seconds()
-            else:
-                with FlopCounterMode(display=False) as counter:
-                    steps.seconds()
-                entry["counted_flops_per_image"] = counter.get_total_flops() / steps.images
+                entry["first_step_seconds"] = first
             steps.seconds(3)
         except RuntimeError as error:
             if not compiled and not isinstance(error, torch.OutOfMemoryError):
@@ -165,7 +163,7 @@ def training(scale: str, device: str, hows: Hows, repeats: int, seconds: float) 
             rates.append(count * steps.images / steps.seconds(count))
     for entry, _, rates in runs:
         entry["images_per_second"] = spread(rates)
-        entry["flops_per_second"] = statistics.median(rates) * entry["formula_flops_per_image"]
+        entry["flops_per_second"] = statistics.median(rates) * entry["flops_per_image"]
     return entries
 
 
@@ -224,16 +222,17 @@ def _trial(config: Config, seconds: float, judged: int, ready: Barrier) -> Json:
 
 def evaluation(config: Config, steps: Steps, most: int) -> Json:
     """What judging the encoder takes, on so many images of each split at most."""
-    size = cost.size_of(config)
-    size = size._replace(train=min(size.train, most), test=min(size.test, most))
-    dataset, encode = noise(config, size), steps.run.objective.features
+    size = facts.data_of(config)
+    size = replace(size, train=min(size.train, most), test=min(size.test, most))
+    dataset, encode = noise(config, size), steps.run.objective.eval().features
+    evaluations, (flops,) = read_evaluations(), facts.flops_of([config])
     begun = time.monotonic()
-    evaluate(encode, dataset, config.data.image_size, device=steps.device)
+    list(judge(encode, dataset, config.data.image_size, evaluations, steps.device))
     spent = time.monotonic() - begun
     return {
         "evaluation_images": size.train + size.test,
         "evaluation_seconds": spent,
-        "evaluation_flops_per_second": cost.evaluation_flops(config, size) / spent,
+        "evaluation_flops_per_second": cost.evaluation(flops, size.train, size.test) / spent,
     }
 
 

@@ -1,59 +1,29 @@
 """The typed config of one trial: one schema, validated once, printed back whole.
 
+The schema is that of the trial's own variants: an objective names the sections that it reads, and a loss, a
+target or a decoder the keys of its section (see `variants.py`). A key that nothing reads is an error.
+
 Pure: imports neither torch nor Ray, so that a sweep is planned in a blink.
 """
 
-import ast
 import functools
 import hashlib
 import json
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model, model_validator
 
-
-@functools.cache
-def choices(module: str, table: str) -> tuple[str, ...]:
-    """The names in the dict at the foot of an axis' file, read from its source.
-
-    Reading instead of importing keeps planning free of torch, and the dict stays the only list.
-
-    >>> "patch_discrimination" in choices("axes/loss", "LOSSES")
-    True
-    """
-    path = Path(__file__).parent / f"{module}.py"
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        target = node.targets[0] if isinstance(node, ast.Assign) else None
-        target = node.target if isinstance(node, ast.AnnAssign) else target
-        if not isinstance(target, ast.Name) or target.id != table:
-            continue
-        value = node.value if isinstance(node, ast.Assign | ast.AnnAssign) else None
-        if isinstance(value, ast.Dict):
-            return tuple(str(ast.literal_eval(key)) for key in value.keys if key is not None)
-    raise LookupError(f"{path} has no dict named {table}")
-
-
-def one_of(module: str, table: str) -> AfterValidator:
-    """A validator that accepts the names of one axis' dict."""
-
-    def check(value: str) -> str:
-        names = choices(module, table)
-        if value not in names:
-            raise ValueError(f"expected one of {', '.join(names)}")
-        return value
-
-    return AfterValidator(check)
-
-
-PositiveInt = Annotated[int, Field(gt=0)]
-Count = Annotated[int, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-BelowOne = Annotated[float, Field(ge=0, lt=1)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
+from lmim import variants
+from lmim.variants import (
+    BelowOne,
+    Count,
+    Finite,
+    Fraction,
+    NonNegative,
+    Positive,
+    PositiveInt,
+)
 
 
 class Section(BaseModel):
@@ -61,13 +31,23 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
 
+    def settings(self) -> dict[str, Any]:
+        """The keys and their values, as a variant takes them."""
+        return {name: getattr(self, name) for name in type(self).model_fields if name not in NAMED}
+
+
+NAMED = ("kind", "name")
+"""The keys by which a section names its variant."""
+
 
 class Data(Section):
-    name: Annotated[str, one_of("data/datasets", "DATASETS")] = "glyphs"
+    name: str = "glyphs"
+    version: str | None = None
+    """What the data are, filled in when the sweep is planned: the same wherever they lie."""
     path: str | None = None
     """Root folder of a dataset that lies on disk."""
     image_size: PositiveInt = 20
-    """Side in pixels at evaluation; the training crop is grid x (patch_size + gap)."""
+    """Side in pixels at evaluation; the training crop is the objective's."""
     train_images: PositiveInt | None = None
     """Use only so many training images, the same ones for every trial."""
     crop_scale: Annotated[float, Field(gt=0, le=1)] = 0.2
@@ -90,16 +70,15 @@ class Projector(Section):
 
 
 class Collapse(Section):
-    kind: Annotated[str, one_of("axes/collapse", "TARGETS")] = "ema"
-    momentum: Fraction = 0.99
-    momentum_end: Fraction = 1.0
-    target_sees: Literal["masked", "all"] = "masked"
-    """The patches that the target encoder is shown ([A]: mask_target)."""
+    """The settings are those of the target; see `axes/collapse.py`."""
+
+    kind: str = "ema"
 
 
 class Loss(Section):
-    kind: Annotated[str, one_of("axes/loss", "LOSSES")] = "patch_discrimination"
-    tau: Positive = 0.2
+    """The settings are those of the loss; see `axes/loss.py`."""
+
+    kind: str = "patch_discrimination"
 
 
 class Mask(Section):
@@ -112,15 +91,15 @@ class Mask(Section):
     similarity_start: Finite = 0.75
     similarity_end: Finite = 0.25
 
+    def visible(self, patches: int) -> int:
+        """Patches that the online encoder sees: 20 of ImageNet's 196 at the published ratio of 0.9."""
+        return round(patches * (1 - self.ratio))
+
 
 class Decoder(Section):
-    kind: Annotated[str, one_of("axes/decoder", "DECODERS")] = "cross_attention"
-    cues: bool = True
-    """Add the visual cues to the queries."""
-    width: PositiveInt = 64
-    depth: PositiveInt = 2
-    heads: PositiveInt = 4
-    mlp_ratio: Positive = 4.0
+    """The settings are those of the decoder; see `axes/decoder.py`."""
+
+    kind: str = "cross_attention"
 
 
 class Optim(Section):
@@ -142,12 +121,11 @@ class Optim(Section):
     precision: Literal["float32", "bfloat16"] = "float32"
 
 
-class Evaluate(Section):
-    neighbours: PositiveInt = 20
-    probe_images: PositiveInt = 512
+class Watch(Section):
+    images: PositiveInt = 512
     """Images of the fixed batch on which collapse is watched."""
     every_epochs: PositiveInt = 1
-    """How often collapse is measured."""
+    """How often."""
 
 
 class Run(Section):
@@ -165,87 +143,70 @@ class Run(Section):
     """Cores that each process takes."""
 
 
-class Config(Section):
-    """Everything a trial is. All but `run` makes its identity."""
+SECTIONS: dict[str, type[Section]] = {
+    "data": Data,
+    "encoder": Encoder,
+    "projector": Projector,
+    "collapse": Collapse,
+    "loss": Loss,
+    "mask": Mask,
+    "decoder": Decoder,
+    "optim": Optim,
+    "watch": Watch,
+    "run": Run,
+}
+ALWAYS = ("data", "optim", "watch", "run")
+"""The sections of every trial; an objective adds those that it reads."""
+KINDS = frozenset(name for name, kind in SECTIONS.items() if "kind" in kind.model_fields)
+"""The sections that name a variant, which goes by the section's own name: `loss.kind` is `loss`."""
 
-    objective: Annotated[str, one_of("objectives/__init__", "OBJECTIVES")] = "latent_mim"
+
+class Config(Section):
+    """Everything a trial is. Made by `Config.read`; what its objective does not read is not there."""
+
+    objective: str = "latent_mim"
     seed: Count = 0
     data: Data = Data()
-    encoder: Encoder = Encoder()
-    projector: Projector = Projector()
-    collapse: Collapse = Collapse()
-    loss: Loss = Loss()
-    mask: Mask = Mask()
-    decoder: Decoder = Decoder()
     optim: Optim = Optim()
-    evaluate: Evaluate = Evaluate()
+    watch: Watch = Watch()
 
     # orchestration, should not affect results
     run: Run = Run()
 
+    sources: dict[str, str] = {}
+    """The user's own code that a variant comes from: file or module to its text."""
+
+    @classmethod
+    def read(cls, tree: Mapping[str, Any]) -> "Config":
+        """The config that a nested mapping describes, by the schema of its own variants.
+
+        Raises:
+            ValidationError: a value that the schema refuses, or values that do not go together.
+        """
+        names = {section: _named(tree, section) for section in ("objective", *sorted(KINDS), "data")}
+        sources = tree.get("sources", {})
+        return _schema(tuple(names.items()), tuple(sources.items())).model_validate(tree)
+
+    @classmethod
+    def read_json(cls, text: str | bytes) -> "Config":
+        """The config that `model_dump_json` printed."""
+        tree = json.loads(text)
+        if not isinstance(tree, dict):
+            raise ValueError("expected a mapping")
+        return cls.read(tree)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """The class is made for the variants, so that another process makes it again."""
+        return Config.read, (self.model_dump(),)
+
+    def section(self, name: str) -> Any:
+        """A section that the objective reads."""
+        return getattr(self, name)
+
     @model_validator(mode="after")
-    def _combinations(self) -> "Config":
+    def _combinations(self) -> Self:
         """Each rule names the keys it is about, so that the message can point at their lines."""
-        side, patch = self.data.image_size, self.encoder.patch_size
-        rules: list[tuple[str, bool, str]] = [
-            (
-                "data.image_size",
-                side % patch == 0,
-                f"{side} is not divisible by encoder.patch_size {patch}: the training crop is "
-                "(image_size / patch_size) x (patch_size + mask.gap) pixels",
-            ),
-            (
-                "mask.ratio",
-                0 < self.num_visible < self.grid**2,
-                f"{self.mask.ratio:g} of {self.grid**2} patches leaves {self.num_visible} visible: "
-                "one or more must be visible and masked, of (data.image_size / encoder.patch_size) squared",
-            ),
-        ]
-        run = self.run
-        rules += [
-            (
-                "run.processes",
-                self.optim.accumulate % run.processes == 0,
-                f"{run.processes} does not divide optim.accumulate {self.optim.accumulate}, the step's "
-                "micro-batches, which they share",
-            ),
-            (
-                "run.gpus",
-                run.gpus <= 1,
-                f"{run.gpus:g} is more than the one GPU that a process trains on: for more set run.processes",
-            ),
-            (
-                "run.gpus",
-                run.gpus == 1 or run.processes == 1 or run.device == "cpu",
-                f"{run.gpus:g} is less than the one GPU that each of several run.processes takes: set it to "
-                "1, or run.device=cpu",
-            ),
-        ]
-        if self.loss.kind == "patch_discrimination":
-            rules.append(
-                (
-                    "mask.ratio",
-                    self.grid**2 - self.num_visible > 1,
-                    f"{self.mask.ratio:g} of {self.grid**2} patches masks one; patch_discrimination needs "
-                    "others to tell it from, of (data.image_size / encoder.patch_size) squared",
-                )
-            )
-        for name, part in (("encoder", self.encoder), ("decoder", self.decoder)):
-            rules.append(
-                (
-                    f"{name}.width",
-                    part.width % part.heads == 0,
-                    f"{part.width} is not divisible by {name}.heads {part.heads}",
-                )
-            )
-            rules.append(
-                (
-                    f"{name}.width",
-                    part.width % 4 == 0,
-                    f"{part.width} is not divisible by 4, as the sin-cos position codes need",
-                )
-            )
-        for key, holds, message in rules:
+        for key, holds, message in _rules(self):
             if not holds:
                 raise CombinationError(key, message)
         return self
@@ -253,12 +214,8 @@ class Config(Section):
     @property
     def grid(self) -> int:
         """Patches along one side."""
-        return self.data.image_size // self.encoder.patch_size
-
-    @property
-    def num_visible(self) -> int:
-        """Patches that the online encoder sees: 20 of ImageNet's 196 at the published ratio of 0.9."""
-        return round(self.grid**2 * (1 - self.mask.ratio))
+        side: int = self.data.image_size // self.section("encoder").patch_size
+        return side
 
     @property
     def step_images(self) -> int:
@@ -267,14 +224,195 @@ class Config(Section):
 
     @property
     def identity(self) -> str:
-        """Twelve hex digits of the SHA-256 of all that affects results, the seed included."""
-        kept = self.model_dump(exclude={"run"})
-        canonical = json.dumps(kept, sort_keys=True, separators=(",", ":"))
+        """Twelve hex digits of the SHA-256 of what the training uses, the seed included.
+
+        What it uses: the keys that its objective and variants read, except where they have their neutral
+        value, what the data are, and the user's own code. Not where the data lie, nor how the trial runs.
+        """
+        canonical = json.dumps(self.used(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+    @property
+    def arm(self) -> str:
+        """The identity of the trial whatever its seed."""
+        return self.model_copy(update={"seed": 0}).identity
+
+    def used(self) -> dict[str, Any]:
+        """The flat keys that the identity is made of."""
+        found: dict[str, Any] = {}
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            if name in ("run", "sources"):
+                continue
+            if not isinstance(value, Section):
+                found |= {} if value == field.default else {name: value}
+                continue
+            for key, part in type(value).model_fields.items():
+                if getattr(value, key) != part.default and f"{name}.{key}" != "data.path":
+                    found[name if key == "kind" else f"{name}.{key}"] = getattr(value, key)
+        if not self.optim.epochs:  # what steps are made with counts where steps are made
+            found = {key: value for key, value in found.items() if not key.startswith("optim.")}
+            found["optim.epochs"] = 0
+        return found | {f"source {file}": variants.digest(text) for file, text in self.sources.items()}
 
     def flat(self) -> dict[str, Any]:
         """Dotted keys to values; a section's `kind` goes by the section's own name."""
-        return flatten(self.model_dump())
+        return flatten(self.model_dump(exclude={"sources"}))
+
+
+def fields(own: Mapping[str, Iterable[str]], sources: Mapping[str, str]) -> dict[str, tuple[Any, ...]]:
+    """Every config key that some variant reads, flat, with the types that it may have.
+
+    `own` names, for a section, the user's own variants; `sources` holds their text.
+
+    >>> fields({}, {})["loss.tau"][0] is Positive
+    True
+
+    Raises:
+        ValueError: one of the user's own cannot be called as a variant of its section.
+    """
+    found: dict[str, tuple[Any, ...]] = {"objective": (str,), "seed": (Count,)}
+    for section, kind in SECTIONS.items():
+        for key, field in kind.model_fields.items():
+            name = section if key == "kind" else f"{section}.{key}"
+            found[name] = (Annotated[field.annotation, field],)
+    del found["data.version"]
+    for section in ("objective", *sorted(KINDS), "data"):
+        for ref in [*variants.choices(section), *own.get(section, ())]:
+            prefix = ref.rpartition(":")[2] if section == "objective" else section
+            for key, setting in variants.describe(section, ref, sources).settings.items():
+                name = f"{prefix}.{key}"
+                found[name] = (*found.get(name, ()), setting.type)
+    return found
+
+
+def _named(tree: Mapping[str, Any], section: str) -> str:
+    """The variant that a tree names for a section; the schema's default where it names none."""
+    given = tree.get(section)
+    if section == "objective":
+        return given if isinstance(given, str) else Config.model_fields["objective"].default
+    leaf = "name" if section == "data" else "kind"
+    default: str = SECTIONS[section].model_fields[leaf].default
+    found = given.get(leaf, default) if isinstance(given, Mapping) else default
+    return found if isinstance(found, str) else default
+
+
+@functools.cache
+def _schema(names: tuple[tuple[str, str], ...], sources: tuple[tuple[str, str], ...]) -> type[Config]:
+    """The class of the configs of these variants.
+
+    An unknown variant gives a schema that refuses it by name, as it refuses any other wrong value.
+    """
+    chosen, texts = dict(names), dict(sources)
+    fields: dict[str, Any] = {}
+    own: dict[str, Any]
+    described, wrong = _described("objective", chosen["objective"], texts)
+    if described and (foreign := [name for name in described.reads if name not in SECTIONS]):
+        described, wrong = (
+            None,
+            f"expected parameters named as sections, or with a default, found {foreign[0]}",
+        )
+    if wrong:
+        fields["objective"] = (Annotated[str, _refuse(wrong)], chosen["objective"])
+    if described and described.settings:
+        own = {key: (one.type, one.neutral) for key, one in described.settings.items()}
+        made = create_model(chosen["objective"], __base__=Section, **own)
+        fields[chosen["objective"].rpartition(":")[2]] = (made, made())
+    for section in dict.fromkeys([*(described.reads if described else KINDS), *ALWAYS]):
+        kind = SECTIONS[section]
+        if section in KINDS or section == "data":
+            leaf = "name" if section == "data" else "kind"
+            found, wrong = _described(section, chosen[section], texts)
+            default = kind.model_fields[leaf].default
+            own = {leaf: (Annotated[str, _refuse(wrong)] if wrong else str, default)}
+            own |= {key: (s.type, s.neutral) for key, s in (found.settings if found else {}).items()}
+            kind = create_model(kind.__name__, __base__=kind, **own)
+            # a default section is that of this variant: `loss.kind` is what the key names
+            fields[section] = (kind, kind.model_construct(**{leaf: default}))
+        elif section not in ALWAYS:
+            fields[section] = (kind, kind())
+    return create_model("Config", __base__=Config, **fields)
+
+
+def _described(section: str, name: str, sources: Mapping[str, str]) -> tuple[variants.Variant | None, str]:
+    try:
+        return variants.describe(section, name, sources), ""
+    except ValueError as error:
+        return None, str(error)
+
+
+def _refuse(message: str) -> AfterValidator:
+    def check(value: str) -> str:
+        raise ValueError(message)
+
+    return AfterValidator(check)
+
+
+Rule = tuple[str, bool, str]
+"""The key to blame, whether the rule holds, and what to say where it does not."""
+
+
+def _rules(config: Config) -> Iterable[Rule]:
+    run = config.run
+    yield (
+        "run.processes",
+        config.optim.accumulate % run.processes == 0,
+        f"{run.processes} does not divide optim.accumulate {config.optim.accumulate}, the step's "
+        "micro-batches, which they share",
+    )
+    yield (
+        "run.gpus",
+        run.gpus <= 1,
+        f"{run.gpus:g} is more than the one GPU that a process trains on: for more set run.processes",
+    )
+    yield (
+        "run.gpus",
+        run.gpus == 1 or run.processes == 1 or run.device == "cpu",
+        f"{run.gpus:g} is less than the one GPU that each of several run.processes takes: set it to "
+        "1, or run.device=cpu",
+    )
+    if hasattr(config, "encoder"):
+        yield from _patch_rules(config)
+    for name in ("encoder", "decoder"):
+        part = getattr(config, name, None)
+        width, heads = getattr(part, "width", 0), getattr(part, "heads", 1)
+        yield (
+            f"{name}.width",
+            width % heads == 0,
+            f"{width} is not divisible by {name}.heads {heads}",
+        )
+        yield (
+            f"{name}.width",
+            width % 4 == 0,
+            f"{width} is not divisible by 4, as the sin-cos position codes need",
+        )
+
+
+def _patch_rules(config: Config) -> Iterable[Rule]:
+    side, patch = config.data.image_size, config.section("encoder").patch_size
+    yield (
+        "data.image_size",
+        side % patch == 0,
+        f"{side} is not divisible by encoder.patch_size {patch}: the training crop is "
+        "(image_size / patch_size) x (patch_size + mask.gap) pixels",
+    )
+    if not hasattr(config, "mask"):
+        return
+    patches, ratio = config.grid**2, config.section("mask").ratio
+    visible = config.section("mask").visible(patches)
+    yield (
+        "mask.ratio",
+        0 < visible < patches,
+        f"{ratio:g} of {patches} patches leaves {visible} visible: "
+        "one or more must be visible and masked, of (data.image_size / encoder.patch_size) squared",
+    )
+    if hasattr(config, "loss") and config.section("loss").kind == "patch_discrimination":
+        yield (
+            "mask.ratio",
+            patches - visible > 1,
+            f"{ratio:g} of {patches} patches masks one; patch_discrimination needs "
+            "others to tell it from, of (data.image_size / encoder.patch_size) squared",
+        )
 
 
 class CombinationError(ValueError):
@@ -325,15 +463,3 @@ def merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
         else:
             merged[key] = value
     return merged
-
-
-def _sections() -> list[tuple[str, type[Section]]]:
-    found = []
-    for name, field in Config.model_fields.items():
-        kind: Any = field.annotation
-        if isinstance(kind, type) and issubclass(kind, Section):
-            found.append((name, kind))
-    return found
-
-
-KINDS = frozenset(name for name, kind in _sections() if "kind" in kind.model_fields)

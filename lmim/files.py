@@ -1,14 +1,24 @@
-"""Files that are replaced as a whole."""
+"""Files that are replaced as a whole, and where those that can be made again are kept."""
 
 import os
 from pathlib import Path
 
 
-def write_atomic(file: Path, text: str) -> None:
-    """Replace `file` by `text`: after a crash it holds the old content or the new, never a part."""
+def write_atomic(file: Path, content: str | bytes | memoryview, durable: bool = True) -> None:
+    """Replace `file` as a whole: a reader, or a crash, finds the old content or the new, never a part.
+
+    `durable` waits for the disk, so that not even a host that dies goes back to the old content.
+    """
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
+    with temporary.open("wb") as stream:
+        stream.write(content.encode() if isinstance(content, str) else content)
+        if durable:
+            stream.flush()
+            os.fsync(stream.fileno())
     temporary.replace(file)
+
+
+def cache_root() -> Path:
+    """$LMIM_CACHE, or ~/.cache/lmim."""
+    chosen = os.environ.get("LMIM_CACHE")
+    return Path(chosen) if chosen else Path.home() / ".cache" / "lmim"

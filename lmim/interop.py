@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lmim.config import Config, merge
 from lmim.errors import UserError
+from lmim.objectives import Setup, build
 from lmim.objectives.latent_mim import LatentMIM
 
 # The authors' key -> ours.
@@ -50,7 +51,7 @@ def load_official(
 
     Returns:
         The objective, in evaluation mode, and the config that describes it. Run it on given views by
-        `objective(patchify(images, patch_size), View(visible, masked), similarity_aim)`.
+        `objective.output(patchify(images, patch_size), View(visible, masked), similarity_aim)`.
 
     Raises:
         UserError: the file cannot be read without running code from it, the config has an unknown key
@@ -59,10 +60,11 @@ def load_official(
     ours = config if isinstance(config, Config) else translate(config)
     weights = read_weights(source)
     try:
-        channels = weights["encoder.embed.proj.weight"].shape[1] // ours.encoder.patch_size**2
+        channels = weights["encoder.embed.proj.weight"].shape[1] // ours.section("encoder").patch_size ** 2
     except (KeyError, IndexError):
         raise UserError("the checkpoint has no encoder.embed.proj.weight: not one of the authors'") from None
-    objective = LatentMIM(ours, channels)
+    objective = build(ours, Setup(ours.data.image_size, channels, classes=0))
+    assert isinstance(objective, LatentMIM)
     load_renamed(objective, weights)
     return objective.eval(), ours
 
@@ -91,7 +93,9 @@ def translate(config: Mapping[str, Any]) -> Config:
     if "mlp_ratio" in given:
         changes["decoder.mlp_ratio"] = float(given["mlp_ratio"])
     changes |= {KEYS[key]: value for key, value in given.items()}
-    return Config.model_validate(merge({}, changes))
+    if changes["loss"] != "patch_discrimination":  # theirs has a temperature whatever the loss
+        changes.pop("loss.tau", None)
+    return Config.read(merge({}, changes))
 
 
 def read_weights(source: str | Path | Mapping[str, Any]) -> dict[str, Tensor]:

@@ -15,14 +15,19 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
 
 from lmim.command import Parser, exit_code, out_folder
 from lmim.errors import UserError, brief, redacted
 from lmim.files import write_atomic
+from lmim.metrics import Metric, known
+from lmim.plan.ablation import Arm
+from lmim.trial.code import code_digest, code_version
+from lmim.trial.evaluation import Evaluation
 from lmim.trial.folder import State, TrialFolder
+from lmim.trial.standing import Standing, standing
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -46,16 +51,6 @@ METRICS_PER_BATCH = 900  # MLflow takes 1000 metrics, and 1000 of metrics and ta
 PARAMS_PER_BATCH = 100
 
 
-class PlannedArm(BaseModel):
-    """An arm as the report needs it."""
-
-    model_config = ConfigDict(frozen=True)
-
-    name: str
-    axes: dict[str, Any]
-    baseline: bool
-
-
 class PlannedTrial(BaseModel):
     """A trial as the report needs it; its config lies in its folder."""
 
@@ -64,6 +59,7 @@ class PlannedTrial(BaseModel):
     id: str
     arm: str
     seed: int
+    data_version: str = ""
 
 
 class Plan(BaseModel):
@@ -80,8 +76,14 @@ class Plan(BaseModel):
     design: str
     seeds: tuple[int, ...]
     claims: tuple[str, ...]
-    arms: tuple[PlannedArm, ...]
+    arms: tuple[Arm, ...]
     trials: tuple[PlannedTrial, ...]
+    evaluations: tuple[Evaluation, ...] = ()
+    metrics: dict[str, Metric] = {}
+    """How each metric is called, in what it is measured, and which way is better."""
+    code: str = ""
+    """The code that results are compared with, by `code_digest`."""
+    commit: str = ""
 
     @classmethod
     def of(cls, sweep: "Sweep") -> "Plan":
@@ -95,10 +97,15 @@ class Plan(BaseModel):
             design=sweep.design,
             seeds=tuple(sweep.seeds),
             claims=tuple(claim.text for claim in sweep.claims),
-            arms=tuple(
-                PlannedArm(name=arm.name, axes=dict(arm.axes), baseline=arm.baseline) for arm in sweep.arms
+            arms=sweep.arms,
+            trials=tuple(
+                PlannedTrial(id=t.id, arm=t.arm, seed=t.seed, data_version=t.config.data.version or "")
+                for t in sweep.planned
             ),
-            trials=tuple(PlannedTrial(id=t.id, arm=t.arm, seed=t.seed) for t in sweep.planned),
+            evaluations=sweep.evaluations,
+            metrics=known(sweep.evaluations),
+            code=code_digest(),
+            commit=code_version(),
         )
 
     def file(self, out: Path) -> Path:
@@ -119,6 +126,8 @@ class _Child:
     last: dict[str, int] = field(default_factory=dict)
     """The newest step of each metric: a point at or before it is there already."""
     read_back: bool = False
+    judged: set[str] = field(default_factory=set)
+    """The metrics that are there, of which an evaluation has one point each."""
 
 
 def default_uri(out: Path) -> str:
@@ -253,6 +262,7 @@ class Tracker:
             "lmim.question": plan.question,
             "lmim.metric": plan.metric,
             "lmim.design": plan.design,
+            "lmim.updated": str(int(time.time())),
         }
         if parent is None:
             parent = self._client.create_run(
@@ -305,7 +315,9 @@ class Tracker:
 
     def _feed(self, trial: PlannedTrial) -> None:
         folder = self._folder(trial.id)
-        state = folder.state()  # before the rows: a trial that is done has written all of them
+        # before the rows: a trial that is done has written all of them
+        stands = standing(folder, self.plan.evaluations, trial.data_version)
+        state = stands.state
         if state.status == "new":
             return
         born = folder.born()
@@ -321,33 +333,15 @@ class Tracker:
             params = {key: str(value) for key, value in folder.config().flat().items()}
             # logged once: MLflow refuses to change a param
             self._log(child.run, params={key: value for key, value in params.items() if key not in have})
-        if child.rewinds != state.rewinds:
-            child.offset, child.rewinds = 0, state.rewinds
-        rows, offset = folder.rows(child.offset)
-        if rows and not child.read_back:
-            self._read_back(child)
-
-        points = []
-        for row in rows:
-            for name, value in row.metrics.items():
-                if row.step > child.last.get(name, -1):
-                    child.last[name] = row.step
-                    points.append((name, value, int(row.time * 1000), row.step))
-        child.offset = offset
-        tags = {"lmim.status": _status_word(state, folder), "lmim.fed": f"{state.rewinds} {offset}"}
+        points, offset = self._points(child, folder, stands)
+        tags = _tags(stands, folder, trial) | {"lmim.fed": f"{state.rewinds} {offset}"}
         if born:
             tags["lmim.born"] = repr(born)
-        for name in ("outcome", "commit", "dataset_version", "device", "host", "error"):
-            value = getattr(state, name)
-            if value is not None or f"lmim.{name}" in child.tags:
-                tags[f"lmim.{name}"] = str(value or "")[:5000]
-        changed = _changed(child.tags, tags)
+        changed = _changed(child.tags, {k: v for k, v in tags.items() if v or k in child.tags})
         self._log(child.run, points=points, tags=changed)
         child.tags |= changed
 
-        status = {"running": "RUNNING", "done": "FINISHED", "failed": "FAILED"}.get(
-            tags["lmim.status"], "KILLED"
-        )
+        status = {"running": "RUNNING", "done": "FINISHED", "failed": "FAILED"}.get(stands.status, "KILLED")
         if status == child.status:
             return
         if status == "RUNNING":
@@ -356,6 +350,30 @@ class Tracker:
             ended = state.finished or state.heartbeat
             self._client.set_terminated(child.run, status, int(ended * 1000) if ended else None)
         child.status = status
+
+    def _points(
+        self, child: _Child, folder: TrialFolder, stands: Standing
+    ) -> tuple[list[tuple[str, float, int, int]], int]:
+        """What MLflow has not of the journal and of the evaluations, and how far the journal was read."""
+        state = stands.state
+        if child.rewinds != state.rewinds:
+            child.offset, child.rewinds = 0, state.rewinds
+        rows, offset = folder.rows(child.offset)
+        if rows and not child.read_back:
+            self._read_back(child)
+        points = []
+        for row in rows:
+            for name, value in row.metrics.items():
+                if row.step > child.last.get(name, -1):
+                    child.last[name] = row.step
+                    points.append((name, value, int(row.time * 1000), row.step))
+        child.offset = offset
+        now = int((state.finished or state.heartbeat or time.time()) * 1000)
+        for name, value in stands.metrics.items():
+            if name not in state.metrics and name not in child.judged:
+                child.judged.add(name)
+                points.append((name, value, now, state.step))
+        return points, offset
 
     def _create(self, trial: PlannedTrial, state: State) -> _Child:
         tags = {
@@ -411,10 +429,15 @@ class Tracker:
         for trial in self.plan.trials:
             folder = self._folder(trial.id)
             try:
-                words.add(_status_word(folder.state(), folder))
+                words.add(standing(folder, self.plan.evaluations, trial.data_version).status)
             except UserError:
                 words.add("failed")
-        for word, status in (("running", "RUNNING"), ("interrupted", "KILLED"), ("new", "SCHEDULED")):
+        for word, status in (
+            ("running", "RUNNING"),
+            ("interrupted", "KILLED"),
+            ("trained", "KILLED"),
+            ("new", "SCHEDULED"),
+        ):
             if word in words:
                 return status
         return "FAILED" if "failed" in words else "FINISHED"
@@ -470,19 +493,26 @@ def _child(run: "Run") -> _Child:
     """What a run that was found tells of itself; `lmim.fed` is written after the points it counts."""
     tags = dict(run.data.tags)
     rewinds, _, offset = tags.get("lmim.fed", "").partition(" ")
-    known = rewinds.isdigit() and offset.isdigit()
+    fed = rewinds.isdigit() and offset.isdigit()
     return _Child(
         run=run.info.run_id,
         status=run.info.status,
         tags=tags,
-        offset=int(offset) if known else 0,
-        rewinds=int(rewinds) if known else 0,
+        offset=int(offset) if fed else 0,
+        rewinds=int(rewinds) if fed else 0,
+        judged=set(run.data.metrics),
     )
 
 
-def _status_word(state: State, folder: TrialFolder) -> str:
-    """A trial that says it runs while nobody holds its lock was killed."""
-    return "interrupted" if state.status == "running" and not folder.locked() else state.status
+def _tags(stands: Standing, folder: TrialFolder, trial: PlannedTrial) -> dict[str, str]:
+    """What the report must know of a trial besides its metrics."""
+    state, replayed = stands.state, folder.replayed()
+    found = {name: getattr(state, name) for name in ("outcome", "commit", "torch", "timm", "device", "host")}
+    found |= {"status": stands.status, "error": stands.error, "dataset_version": trial.data_version}
+    found["code"] = "; then ".join(sorted(stands.codes))
+    if replayed is not None:
+        found |= {"replayed": "" if replayed.difference else replayed.code, "differs": replayed.difference}
+    return {f"lmim.{name}": str(value or "")[:5000] for name, value in found.items()}
 
 
 def _changed(old: dict[str, str], new: dict[str, str]) -> dict[str, str]:

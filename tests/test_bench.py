@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lmim import bench
-from lmim.plan import cost
+from lmim.plan import cost, facts
 from lmim.trial.folder import TrialFolder
 
 
@@ -41,7 +41,11 @@ def test_speeds_are_those_of_real_steps(record: dict[str, Any]) -> None:
     for entry in record["training"]:
         speed = entry["images_per_second"]
         assert 0 < speed["min"] <= speed["median"] <= speed["max"]
-        assert entry["formula_flops_per_image"] == pytest.approx(entry["counted_flops_per_image"], rel=0.1)
+        assert entry["flops_per_second"] == pytest.approx(
+            speed["median"] * entry["flops_per_image"], rel=0.01
+        )
+    flops = cost.works([config := bench.config_of("demo", "cpu")])[config.arm].step
+    assert record["training"][0]["flops_per_image"] == pytest.approx(flops, rel=0.001)
 
 
 def test_trials_at_once_are_added_up(record: dict[str, Any]) -> None:
@@ -56,7 +60,7 @@ def test_trials_at_once_are_added_up(record: dict[str, Any]) -> None:
 def test_a_dry_run_reads_what_the_bench_wrote(quick: Path) -> None:
     """Otherwise the bench was run for nothing: the estimate stands on another machine's record."""
     (name, record), *_ = cost.read_records(quick)
-    assert name == "results/bench.json"
+    assert (name, record["format"]) == ("results/bench.json", cost.FORMAT)
     config = bench.config_of("demo", "cpu")
     found = cost.estimate([(config, 10)], [], cost.Machine(1, 0), [(name, record)])
     assert found is not None
@@ -125,11 +129,12 @@ def test_a_gpu_machine_without_ray_is_measured_too(monkeypatch: pytest.MonkeyPat
 def test_noise_has_the_shape_of_each_scale(scale: str, side: int) -> None:
     """Otherwise the GPU's part of the bench, which few machines run, measures another model or fails."""
     config = bench.config_of(scale, "cpu")
-    data = bench.noise(config, cost.size_of(config))
+    data = bench.noise(config, size := facts.data_of(config))
     images, boxes = data.train.read(torch.tensor([0, len(data.train) - 1]), side)
     assert images.shape == (2, data.channels, side, side)
     assert boxes.tolist() == [[0, 0, 1, 1]] * 2
-    assert len(data.train) == len(data.train.labels) == cost.SIZES[config.data.name].train
+    assert len(data.train) == len(data.train.labels) == size.train
+    assert len(data.test) == size.test
 
 
 def test_more_trials_than_fit_are_told_from_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

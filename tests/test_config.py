@@ -1,38 +1,106 @@
 """The config is the contract between the sweep file, the trial's folder and the report."""
 
 import json
+import pickle
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
-from lmim.config import CombinationError, Config, choices, flatten, merge
+from lmim.config import CombinationError, Config, flatten, merge
+
+LOSS = """
+def huber(prediction, target, *, delta: float = 1.0):
+    return (prediction - target).abs().clamp(max=delta).mean()
+"""
+
+GOLDEN: dict[str, dict[str, Any]] = {
+    "44136fa355b3": {},
+    "a9c8f35b149c": {"seed": 3, "loss": {"kind": "mse"}, "data": {"version": "d"}},
+    "6188837764cb": {"collapse": {"kind": "joint", "target_sees": "all"}, "optim": {"epochs": 3}},
+    "b9c399b90f4f": {"objective": "raw_pixels", "optim": {"epochs": 0}},
+    "d51168435e5b": {"decoder": {"kind": "self_attention", "cues": False}, "projector": {"depth": 0}},
+}
+"""Frozen: whoever changes a neutral value, or what is read, makes every finished trial another one."""
 
 
-def test_identity_survives_a_round_trip_through_json() -> None:
+@pytest.mark.parametrize(("identity", "tree"), GOLDEN.items())
+def test_identities_stand_still(identity: str, tree: dict[str, Any]) -> None:
+    """Else every trial of every user would be trained again, for a change that concerns none of them."""
+    assert Config.read(tree).identity == identity
+
+
+def test_a_new_key_with_a_neutral_value_changes_no_identity() -> None:
+    """Else each new option of lmim would cost its users all that they have trained."""
+    before = Config.read({"sources": {"mine.py": LOSS}, "loss": {"kind": "mine.py:huber"}})
+    more = LOSS.replace("delta: float = 1.0", "delta: float = 1.0, power: float = 2.0")
+    after = Config.read({"sources": {"mine.py": more}, "loss": {"kind": "mine.py:huber"}})
+    assert "loss.power" not in after.used()
+    assert {k: v for k, v in before.used().items() if "source" not in k} == {
+        k: v for k, v in after.used().items() if "source" not in k
+    }
+
+
+def test_identity_survives_a_round_trip_through_json_and_another_process() -> None:
     """Else a finished trial read back from disk would count as another one and run again."""
-    config = Config.model_validate({"seed": 3, "mask": {"gap": 1}})
-    assert Config.model_validate(json.loads(config.model_dump_json())).identity == config.identity
+    for tree in ({"seed": 3, "mask": {"gap": 1}}, {"objective": "raw_pixels"}, {"loss": {"kind": "mse"}}):
+        config = Config.read(tree)
+        assert Config.read(json.loads(config.model_dump_json())).identity == config.identity
+        assert pickle.loads(pickle.dumps(config)) == config
 
 
-def test_identity_ignores_orchestration_and_nothing_else() -> None:
-    """Else more threads would train everything again, or a changed recipe would be taken for done."""
-    plain = Config()
-    assert Config.model_validate({"run": {"threads": 7, "device": "cpu"}}).identity == plain.identity
-    changes = [
+def test_identity_is_what_training_uses_and_nothing_else() -> None:
+    """Else more threads or a moved dataset would train everything again, or a change pass for done."""
+    plain = Config.read({})
+    for same in (
+        {"run": {"threads": 7, "device": "cpu"}},
+        {"data": {"path": "/elsewhere"}},
+        {"loss": {"tau": 0.2}},
+        {"mask": {"similarity": 0.1}},
+    ):
+        assert Config.read(same).identity == plain.identity, same
+    changes: list[dict[str, Any]] = [
         {"seed": 1},
         {"mask": {"similarity": 0.2}},
         {"optim": {"epochs": 1}},
-        {"evaluate": {"neighbours": 3}},
+        {"data": {"version": "another dataset under the same settings"}},
+        {"loss": {"tau": 0.3}},
+        {"loss": {"kind": "mse"}},
     ]
-    others = {Config.model_validate(change).identity for change in changes}
+    others = {Config.read(change).identity for change in changes}
     assert len(others) == len(changes)
     assert plain.identity not in others
 
 
+def test_what_makes_steps_is_no_part_of_a_trial_that_makes_none() -> None:
+    """Else every learning rate would have a random encoder of its own."""
+    one, other = (
+        Config.read({"optim": {"epochs": 0, "base_lr": rate}, "objective": "raw_pixels"})
+        for rate in (1.0, 2.0)
+    )
+    assert one.identity == other.identity
+
+
+def test_an_arm_is_its_trials_whatever_the_seed() -> None:
+    """Else one replay could not speak for the seeds of its arm."""
+    one, other, third = (Config.read(t) for t in ({"seed": 1}, {"seed": 2}, {"seed": 1, "mask": {"gap": 1}}))
+    assert one.arm == other.arm != third.arm
+
+
 def test_a_whole_number_and_its_float_are_one_identity() -> None:
     """Else `similarity: 0` and `similarity: 0.0` would be two arms."""
-    whole, real = (Config.model_validate({"mask": {"similarity": value}}) for value in (0, 0.0))
+    whole, real = (Config.read({"mask": {"similarity": value}}) for value in (0, 0.0))
     assert whole.identity == real.identity
+
+
+def test_the_users_own_code_is_part_of_the_identity_and_its_comments_are_not() -> None:
+    """Else another loss under the same name would pass for the first; a comment must retrain nothing."""
+
+    def identity(source: str) -> str:
+        return Config.read({"loss": {"kind": "my.py:huber"}, "sources": {"my.py": source}}).identity
+
+    assert identity(LOSS) == identity("# mine\n" + LOSS + "\n\n")
+    assert identity(LOSS) != identity(LOSS.replace("abs()", "square()"))
 
 
 @pytest.mark.parametrize(
@@ -50,7 +118,7 @@ def test_a_whole_number_and_its_float_are_one_identity() -> None:
 def test_an_impossible_combination_names_its_key(change: dict[str, object], key: str) -> None:
     """Else a trial would fail in the middle of a sweep, in the words of a tensor library."""
     with pytest.raises(ValidationError) as caught:
-        Config.model_validate(change)
+        Config.read(change)
     cause = caught.value.errors()[0]["ctx"]["error"]
     assert isinstance(cause, CombinationError)
     assert cause.key == key
@@ -64,20 +132,23 @@ def test_an_impossible_combination_names_its_key(change: dict[str, object], key:
         {"optim": {"epoch": 1}},
         {"mask": {"similarity_start": float("nan")}},
         {"loss": {"kind": "msee"}},
+        {"loss": {"kind": "mse", "tau": 0.2}},
+        {"collapse": {"kind": "joint", "momentum": 0.9}},
+        {"objective": "raw_pixels", "loss": {"kind": "mse"}},
         {"run": {"gpus": float("inf")}},
         {"seed": -1},
     ],
 )
-def test_what_is_not_in_the_schema_is_refused(change: dict[str, object]) -> None:
-    """Else a typing error would run for hours as the default."""
+def test_what_nothing_reads_is_refused(change: dict[str, object]) -> None:
+    """Else a typing error, or a setting of another loss, would run for hours as if it did something."""
     with pytest.raises(ValidationError):
-        Config.model_validate(change)
+        Config.read(change)
 
 
 def test_flat_keys_build_the_config_again() -> None:
     """Else MLflow's params could not be turned back into the config that they came from."""
-    config = Config.model_validate({"loss": {"kind": "mse", "tau": 0.5}, "decoder": {"cues": False}})
-    assert Config.model_validate(merge({}, config.flat())) == config
+    config = Config.read({"loss": {"tau": 0.5}, "decoder": {"cues": False}})
+    assert Config.read(merge({}, config.flat())) == config
 
 
 def test_a_kind_may_be_set_before_or_after_the_rest_of_its_section() -> None:
@@ -85,24 +156,3 @@ def test_a_kind_may_be_set_before_or_after_the_rest_of_its_section() -> None:
     assert merge({"loss": "mse"}, {"loss.tau": 1.0}) == {"loss": {"kind": "mse", "tau": 1.0}}
     assert merge({"loss": {"tau": 1.0}}, {"loss": "mse"}) == {"loss": {"tau": 1.0, "kind": "mse"}}
     assert flatten({"loss": {"kind": "mse", "tau": 1.0}}) == {"loss": "mse", "loss.tau": 1.0}
-
-
-@pytest.mark.parametrize(
-    ("module", "table", "name"),
-    [
-        ("axes/collapse", "TARGETS", "ema"),
-        ("axes/loss", "LOSSES", "patch_discrimination"),
-        ("axes/decoder", "DECODERS", "cross_attention"),
-        ("objectives/__init__", "OBJECTIVES", "raw_pixels"),
-        ("data/datasets", "DATASETS", "glyphs"),
-    ],
-)
-def test_choices_are_read_from_each_axis_file(module: str, table: str, name: str) -> None:
-    """Else adding a variant to its dict would not be enough to use it in a sweep."""
-    assert name in choices(module, table)
-
-
-def test_choices_of_a_table_that_is_not_there() -> None:
-    """Else a renamed dict would silently accept no name at all."""
-    with pytest.raises(LookupError, match="NOWHERE"):
-        choices("axes/loss", "NOWHERE")

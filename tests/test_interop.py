@@ -1,6 +1,7 @@
 """The authors' checkpoints, and with them the method itself, number by number."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +20,19 @@ from lmim.objectives.latent_mim import LatentMIM, Output
 FIXTURES = Path(__file__).parent / "fixtures"
 
 
+def golden_files() -> list[Path]:
+    """Those that ship, and those of LMIM_GOLDEN, a folder where others of the same kind may be kept."""
+    folders = [FIXTURES, *map(Path, filter(None, [os.environ.get("LMIM_GOLDEN")]))]
+    files = [path for folder in folders for path in sorted(folder.glob("*.safetensors"))]
+    return [path for path in files if "ema_momentum" in metadata_of(path)]
+
+
+def metadata_of(path: Path) -> dict[str, str]:
+    with safe_open(path, "pt") as file:
+        found: dict[str, str] = file.metadata() or {}
+    return found
+
+
 class Golden(NamedTuple):
     """A golden file: what the authors' code computed from given weights and views."""
 
@@ -30,18 +44,20 @@ class Golden(NamedTuple):
         return {n.removeprefix(prefix): t for n, t in self.tensors.items() if n.startswith(prefix)}
 
 
-@pytest.fixture(params=["public_infonce", "public_nocues_gap", "public_norm_l2"])
+@pytest.fixture(params=golden_files(), ids=lambda path: path.stem)
 def golden(request: pytest.FixtureRequest) -> Golden:
-    with safe_open(FIXTURES / f"{request.param}.safetensors", "pt") as file:
-        metadata = file.metadata()
+    with safe_open(request.param, "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    metadata = metadata_of(request.param)
     return Golden(json.loads(metadata["config"]), metadata, tensors)
 
 
 def run(golden: Golden) -> tuple[LatentMIM, Output]:
     objective, _ = load_official(golden.under("state."), golden.config)
     view = View(golden.tensors["out.vis_idx"], golden.tensors["out.mask_idx"])
-    return objective, objective(golden.tensors["out.patch_pix"], view, float(golden.metadata["sim_trg"]))
+    return objective, objective.output(
+        golden.tensors["out.patch_pix"], view, float(golden.metadata["sim_trg"])
+    )
 
 
 def assert_close(ours: Tensor, theirs: Tensor, scale: float | None = None) -> None:
@@ -75,7 +91,7 @@ def test_gradients_are_the_authors(golden: Golden) -> None:
 def test_momentum_update_and_evaluation_feature_are_the_authors(golden: Golden) -> None:
     """The target must follow the online encoder by their rule, and evaluation must see their feature."""
     objective, _ = run(golden)
-    objective.target.after_step(objective.encoder, float(golden.metadata["ema_momentum"]))
+    objective.target.after_step(objective.encoder, {"momentum": float(golden.metadata["ema_momentum"])})
     state = objective.state_dict()
     for name, theirs in golden.under("ema.").items():
         if "pos_embed" not in name:

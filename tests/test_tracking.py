@@ -21,9 +21,12 @@ import pytest
 from lmim import tracking
 from lmim.config import Config
 from lmim.errors import UserError
-from lmim.plan.ablation import load
-from lmim.tracking import Plan, PlannedArm, PlannedTrial, Tracker, connect, default_uri, main, sync
-from lmim.trial.folder import TrialFolder
+from lmim.plan.ablation import Arm, load
+from lmim.tracking import Plan, PlannedTrial, Tracker, connect, default_uri, main, sync
+from lmim.trial.code import code_digest, code_version
+from lmim.trial.evaluation import Evaluation, read_evaluations
+from lmim.trial.folder import Replay, TrialFolder
+from tests.trial.builders import record
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -38,14 +41,14 @@ class Stage:
     uri: str
     folders: dict[str, TrialFolder] = field(default_factory=dict)
 
-    def plan(self, scale: str = "demo", name: str = "loss") -> Plan:
+    def plan(self, scale: str = "demo", name: str = "loss", evaluations: tuple[Evaluation, ...] = ()) -> Plan:
         trials = []
         for arm in ("mse", "cosine"):
-            config = Config.model_validate({"loss": {"kind": arm}})
-            trials.append(PlannedTrial(id=config.identity, arm=arm, seed=config.seed))
+            config = Config.read({"loss": {"kind": arm}})
+            trials.append(PlannedTrial(id=config.identity, arm=arm, seed=config.seed, data_version="v1"))
             self.folders[arm] = TrialFolder(self.out / "trials", config.identity)
             self.folders[arm].create(config)
-        arms = tuple(PlannedArm(name=arm, axes={"loss": arm}, baseline=False) for arm in ("mse", "cosine"))
+        arms = tuple(Arm(arm, {"loss": arm}) for arm in ("mse", "cosine"))
         return Plan(
             name=name,
             scale=scale,
@@ -56,6 +59,7 @@ class Stage:
             claims=("cosine > mse",),
             arms=arms,
             trials=tuple(trials),
+            evaluations=evaluations,
         )
 
     def tracker(self) -> Tracker:
@@ -105,19 +109,23 @@ def run_steps(folder: TrialFolder, *steps: int) -> None:
 
 def test_what_a_finished_sweep_leaves_in_mlflow(stage: Stage) -> None:
     """The report, which reads MLflow alone, would miss arms, seeds, configs or results."""
-    plan = stage.plan()
+    (knn,) = evaluations = read_evaluations(["knn"])
+    plan = stage.plan(evaluations=evaluations)
     folder = stage.folders["mse"]
     folder.update(
-        status="done", outcome="learned", commit="abc", dataset_version="v1", started=5.0, finished=9.0
+        status="done", outcome="learned", code="c1", commit="abc", torch="2.9", started=5.0, finished=9.0
     )
     folder.append(0, {"collapse/rank": 14.0})
-    folder.append(7, {"eval/knn_top1": 31.5})
+    record(folder, knn, 31.5, code="c2")
+    folder.record_replay(Replay(code="c3", commit="abd", of=folder.id))
     stage.folders["cosine"].update(status="failed", error="out of memory")
     assert Tracker(stage.uri, plan, stage.out).close()
 
     parent = stage.parent()
     assert parent.info.status == "FAILED"
-    assert {k: v for k, v in parent.data.tags.items() if k.startswith("lmim.")} == {
+    tags = {k: v for k, v in parent.data.tags.items() if k.startswith("lmim.")}
+    assert abs(time.time() - int(tags.pop("lmim.updated"))) < 60
+    assert tags == {
         "lmim.sweep": "loss",
         "lmim.scale": "demo",
         "lmim.question": "Which loss?",
@@ -133,7 +141,8 @@ def test_what_a_finished_sweep_leaves_in_mlflow(stage: Stage) -> None:
     assert tags["mlflow.parentRunId"] == parent.info.run_id
     assert (tags["lmim.trial_id"], tags["lmim.arm"], tags["lmim.seed"]) == (folder.id, "mse", "0")
     assert (tags["lmim.axis.loss"], tags["lmim.scale"]) == ("mse", "demo")
-    assert (tags["lmim.commit"], tags["lmim.dataset_version"]) == ("abc", "v1")
+    assert (tags["lmim.commit"], tags["lmim.dataset_version"], tags["lmim.torch"]) == ("abc", "v1", "2.9")
+    assert (tags["lmim.code"], tags["lmim.replayed"], tags.get("lmim.differs")) == ("c1; then c2", "c3", None)
     assert (tags["lmim.outcome"], tags["lmim.status"]) == ("learned", "done")
     assert child.data.params == {key: str(value) for key, value in folder.config().flat().items()}
     assert child.data.metrics == {"collapse/rank": 14.0, "eval/knn_top1": 31.5}
@@ -141,6 +150,57 @@ def test_what_a_finished_sweep_leaves_in_mlflow(stage: Stage) -> None:
 
     failed = stage.child("cosine")
     assert (failed.info.status, failed.data.tags["lmim.error"]) == ("FAILED", "out of memory")
+
+
+def test_a_protocol_that_is_asked_for_later_is_one_point_more(stage: Stage) -> None:
+    """MLflow, and so the report, would lack the new column, or hold a figure twice."""
+    knn, nn = read_evaluations(["knn", "nn"])
+    plan = stage.plan(evaluations=(knn,))
+    folder = stage.folders["mse"]
+    folder.append(7, {"train/loss": 1.0})
+    folder.update(status="done", step=7, finished=9.0)
+    first = Tracker(stage.uri, plan, stage.out)
+    first.feed()
+    assert stage.child().info.status == "KILLED", "trained, and not judged"
+    record(folder, knn, 31.5)
+    assert first.close()
+    assert stage.child().info.status == "FINISHED"
+    for _ in range(2):
+        later = Tracker(stage.uri, stage.plan(evaluations=(knn, nn)), stage.out)
+        later.feed()
+        record(folder, nn, 20.5)
+        later.feed()
+        later.feed()
+    assert stage.child().data.metrics == {"train/loss": 1.0, "eval/knn_top1": 31.5, "eval/nn_top1": 20.5}
+    assert stage.points("eval/knn_top1") == [(7, 31.5)]
+    assert stage.points("eval/nn_top1") == [(7, 20.5)]
+    assert len(stage.runs()) == 2
+
+
+def test_a_protocol_that_failed_and_code_that_differs_are_told(stage: Stage) -> None:
+    """The report would count a trial that must not count, or leave it out without the reason."""
+    (knn,) = read_evaluations(["knn"])
+    plan = stage.plan(evaluations=(knn,))
+    folder = stage.folders["mse"]
+    folder.update(status="done", code="c0de")
+    record(folder, knn, None, error="knn: ValueError: no")
+    folder.record_replay(Replay(code="c3", commit="abd", of=folder.id, difference="step 1: train/loss"))
+    Tracker(stage.uri, plan, stage.out).feed()
+    child = stage.child()
+    assert child.info.status == "FAILED"
+    assert child.data.tags["lmim.error"] == "knn: ValueError: no"
+    assert (child.data.tags["lmim.differs"], child.data.tags.get("lmim.replayed")) == (
+        "step 1: train/loss",
+        None,
+    )
+    record(folder, knn, 30.0)
+    folder.record_replay(Replay(code="c4", commit="abe", of=folder.id))
+    Tracker(stage.uri, plan, stage.out).close()
+    child = stage.child()
+    assert child.info.status == "FINISHED"
+    tags = {name: child.data.tags.get(f"lmim.{name}") for name in ("error", "differs", "replayed")}
+    assert tags == {"error": "", "differs": "", "replayed": "c4"}
+    assert child.data.metrics == {"eval/knn_top1": 30.0}
 
 
 def test_a_trial_that_did_not_begin_has_no_run(stage: Stage) -> None:
@@ -393,7 +453,20 @@ def test_a_sweep_becomes_a_plan(tmp_path: Path) -> None:
     )
     sweep = load(file, sets=["optim.epochs=1"], only=["mse"])
     plan = Plan.of(sweep).model_dump(mode="json")
-    assert plan.pop("trials") == [{"id": t.id, "arm": t.arm, "seed": t.seed} for t in sweep.planned]
+    assert plan.pop("trials") == [
+        {"id": t.id, "arm": t.arm, "seed": t.seed, "data_version": t.config.data.version}
+        for t in sweep.planned
+    ]
+    assert all(t.config.data.version for t in sweep.planned)
+    assert [one["protocol"] for one in plan.pop("evaluations")] == ["nn", "knn", "linear"]
+    metrics = plan.pop("metrics")
+    assert metrics["eval/knn_top1"] == {
+        "name": "eval/knn_top1",
+        "label": "k-NN top-1",
+        "unit": "%",
+        "better": "higher",
+    }
+    assert {"eval/rank_ratio", "train/loss"} <= metrics.keys()
     assert plan == {
         "name": "loss",
         "scale": "demo",
@@ -404,10 +477,15 @@ def test_a_sweep_becomes_a_plan(tmp_path: Path) -> None:
         "seeds": [0, 1],
         "claims": ["mse > cosine"],
         "arms": [
-            {"name": "mse", "axes": {"loss": "mse"}, "baseline": False},
-            {"name": "cosine", "axes": {"loss": "cosine"}, "baseline": False},
-            {"name": "random_encoder", "axes": {}, "baseline": True},
+            {"name": name, "axes": axes, "baseline": not axes, "provisional": False}
+            for name, axes in (
+                ("mse", {"loss": "mse"}),
+                ("cosine", {"loss": "cosine"}),
+                ("random_encoder", {}),
+            )
         ],
+        "code": code_digest(),
+        "commit": code_version(),
     }
 
 

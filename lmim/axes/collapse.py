@@ -3,11 +3,14 @@
 Latent MIM (arXiv 2407.15837), section on joint optimisation of online and target encoder;
 `frozen_random` is the target of Latent MIM Lite (arXiv 2511.13655).
 
-A target's two functions are its whole surface: `encode(online, patches, view)` gives the latents of the
-masked patches, [images, masked, channels], and `after_step(online, momentum)` follows the optimiser's step.
+A target has `encode(online, patches, view)`, which gives the latents of the masked patches, [images, masked,
+channels]. What of it follows the optimiser's step is in `scheduled` and `after_step`. Its settings are the
+keys of the config's section `collapse` that it reads; `target_sees` ([A]: mask_target) says which patches
+the target encoder is shown.
 """
 
 import copy
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -15,6 +18,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lmim.encoder import Encoder, View, take
+from lmim.schedules import cosine_decay
+from lmim.variants import Fraction
 
 
 def masked_latents(
@@ -27,18 +32,26 @@ def masked_latents(
     return take(encoder(patches)[:, 1:], view.masked)
 
 
-class Joint(nn.Module):
+class Target(nn.Module):
+    """What a target need not say: nothing is scheduled, and nothing follows the optimiser's step."""
+
+    def scheduled(self, progress: float) -> dict[str, float]:
+        """What changes over training, by name; progress runs from 0 to 1."""
+        return {}
+
+    def after_step(self, online: Encoder, scheduled: Mapping[str, float]) -> None:
+        """Follow the online encoder, `scheduled` being the values after its step."""
+
+
+class Joint(Target):
     """The online weights, with the gradient through both sides: the arm that collapses."""
 
-    def __init__(self, online: Encoder, sees: Literal["masked", "all"]) -> None:
+    def __init__(self, online: Encoder, *, target_sees: Literal["masked", "all"] = "masked") -> None:
         super().__init__()
-        self.sees = sees
+        self.sees: Literal["masked", "all"] = target_sees
 
     def encode(self, online: Encoder, patches: Float[Tensor, "b n p"], view: View) -> Float[Tensor, "b m d"]:
         return masked_latents(online, patches, view, self.sees)
-
-    def after_step(self, online: Encoder, momentum: float) -> None:
-        """Nothing to follow: the weights are the online encoder's own."""
 
 
 class StopGradient(Joint):
@@ -49,30 +62,43 @@ class StopGradient(Joint):
         return masked_latents(online, patches, view, self.sees)
 
 
-class Momentum(nn.Module):
+class Momentum(Target):
     """An exponential moving average of the online encoder and its projector."""
 
-    def __init__(self, online: Encoder, sees: Literal["masked", "all"]) -> None:
+    def __init__(
+        self,
+        online: Encoder,
+        *,
+        momentum: Fraction = 0.99,
+        momentum_end: Fraction = 1.0,
+        target_sees: Literal["masked", "all"] = "masked",
+    ) -> None:
         super().__init__()
-        self.sees = sees
+        self.momentum = momentum, momentum_end
+        self.sees: Literal["masked", "all"] = target_sees
         self.encoder = copy.deepcopy(online).requires_grad_(False)
 
     @torch.no_grad()
     def encode(self, online: Encoder, patches: Float[Tensor, "b n p"], view: View) -> Float[Tensor, "b m d"]:
         return masked_latents(self.encoder, patches, view, self.sees)
 
+    def scheduled(self, progress: float) -> dict[str, float]:
+        """The momentum of the update that precedes the next step's target pass."""
+        return {"momentum": cosine_decay(progress, *self.momentum)}
+
     @torch.no_grad()
-    def after_step(self, online: Encoder, momentum: float) -> None:
+    def after_step(self, online: Encoder, scheduled: Mapping[str, float]) -> None:
         """target <- momentum * target + (1 - momentum) * online, in one fused call."""
-        torch._foreach_lerp_(list(self.encoder.parameters()), list(online.parameters()), 1 - momentum)
+        weight = 1 - scheduled["momentum"]
+        torch._foreach_lerp_(list(self.encoder.parameters()), list(online.parameters()), weight)
 
 
-class FrozenRandom(nn.Module):
+class FrozenRandom(Target):
     """A random linear projection of the raw patch, never trained: no target encoder at all."""
 
     projection: Tensor
 
-    def __init__(self, online: Encoder, sees: Literal["masked", "all"]) -> None:
+    def __init__(self, online: Encoder) -> None:
         super().__init__()
         weight = torch.empty_like(online.embed.weight)
         nn.init.xavier_uniform_(weight)
@@ -82,11 +108,6 @@ class FrozenRandom(nn.Module):
     def encode(self, online: Encoder, patches: Float[Tensor, "b n p"], view: View) -> Float[Tensor, "b m d"]:
         return take(patches, view.masked) @ self.projection.T
 
-    def after_step(self, online: Encoder, momentum: float) -> None:
-        """Frozen."""
-
-
-Target = Joint | Momentum | FrozenRandom
 
 TARGETS: dict[str, type[Target]] = {
     "joint": Joint,

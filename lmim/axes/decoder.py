@@ -2,7 +2,8 @@
 
 Latent MIM (arXiv 2407.15837), section on the decoder. A decoder is called with (context, view): the
 encoder's projected latents [images, 1 + visible, channels], class latent first, and the view that says
-where they lie. It gives one prediction for each masked patch, [images, masked, channels].
+where they lie. It gives one prediction for each masked patch, [images, masked, channels]. Its settings
+are the keys of the config's section `decoder` that it reads.
 """
 
 import torch
@@ -13,8 +14,8 @@ from timm.layers.mlp import Mlp
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from lmim import config
 from lmim.encoder import LayerNorm, View, sincos_positions, take
+from lmim.variants import Positive, PositiveInt
 
 
 def visual_cues(
@@ -72,16 +73,34 @@ class Decoder(nn.Module):
     """What both decoders share: embedded context, queries with positions and cues, the way back."""
 
     positions: Tensor
+    class_token = False
+    """Whether the queries have one of their own."""
 
-    def __init__(self, decoder: config.Decoder, latent_width: int, grid: int) -> None:
+    def __init__(
+        self,
+        latent_width: int,
+        grid: int,
+        *,
+        cues: bool = True,
+        width: PositiveInt = 64,
+        depth: PositiveInt = 2,
+        heads: PositiveInt = 4,
+        mlp_ratio: Positive = 4.0,
+    ) -> None:
         super().__init__()
-        width = decoder.width
-        self.cues = decoder.cues
+        self.cues = cues
         self.embed = nn.Linear(latent_width, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         self.register_buffer("positions", sincos_positions(grid, width), persistent=False)
         self.norm = LayerNorm(width)
         self.head = nn.Linear(width, latent_width)
+        if self.class_token:
+            self.cls_token = nn.Parameter(torch.empty(1, 1, width))
+        self.blocks = nn.ModuleList(self.block(width, heads, mlp_ratio) for _ in range(depth))
+
+    def block(self, width: int, heads: int, mlp_ratio: float) -> nn.Module:
+        """One layer."""
+        raise NotImplementedError
 
     def queries_and_context(
         self, latents: Float[Tensor, "b t e"], view: View
@@ -102,12 +121,11 @@ class Decoder(nn.Module):
 class CrossAttentionDecoder(Decoder):
     """The method's own: queries attend to each other and then to the visible latents."""
 
-    def __init__(self, decoder: config.Decoder, latent_width: int, grid: int) -> None:
-        super().__init__(decoder, latent_width, grid)
-        self.cls_token = nn.Parameter(torch.empty(1, 1, decoder.width))
-        self.blocks = nn.ModuleList(
-            CrossBlock(decoder.width, decoder.heads, decoder.mlp_ratio) for _ in range(decoder.depth)
-        )
+    class_token = True
+
+    def block(self, width: int, heads: int, mlp_ratio: float) -> nn.Module:
+        """Self-attention, then cross-attention to the context."""
+        return CrossBlock(width, heads, mlp_ratio)
 
     def forward(self, latents: Float[Tensor, "b t e"], view: View) -> Float[Tensor, "b m e"]:
         queries, context = self.queries_and_context(latents, view)
@@ -121,12 +139,9 @@ class CrossAttentionDecoder(Decoder):
 class SelfAttentionDecoder(Decoder):
     """MAE's: visible latents and queries go through plain blocks side by side."""
 
-    def __init__(self, decoder: config.Decoder, latent_width: int, grid: int) -> None:
-        super().__init__(decoder, latent_width, grid)
-        self.blocks = nn.ModuleList(
-            Block(decoder.width, decoder.heads, decoder.mlp_ratio, qkv_bias=True, norm_layer=LayerNorm)
-            for _ in range(decoder.depth)
-        )
+    def block(self, width: int, heads: int, mlp_ratio: float) -> nn.Module:
+        """Self-attention over context and queries alike."""
+        return Block(width, heads, mlp_ratio, qkv_bias=True, norm_layer=LayerNorm)
 
     def forward(self, latents: Float[Tensor, "b t e"], view: View) -> Float[Tensor, "b m e"]:
         queries, context = self.queries_and_context(latents, view)
@@ -137,7 +152,7 @@ class SelfAttentionDecoder(Decoder):
         return prediction
 
 
-DECODERS: dict[str, type[CrossAttentionDecoder | SelfAttentionDecoder]] = {
+DECODERS: dict[str, type[Decoder]] = {
     "cross_attention": CrossAttentionDecoder,
     "self_attention": SelfAttentionDecoder,
 }

@@ -1,18 +1,18 @@
 """What the prediction is compared with the target by: pure functions of (prediction, target).
 
 Latent MIM (arXiv 2407.15837), section on direct reconstruction and patch discrimination. All take
-`prediction` and `target` of shape [images, masked patches, channels] and give the mean as a scalar.
+`prediction` and `target` of shape [images, masked patches, channels] and give the mean as a scalar; what
+else one takes, by keyword, are the settings of the config's section `loss` that it reads.
 """
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from lmim.config import Loss
+from lmim.variants import Positive
 
 
 def mse(prediction: Float[Tensor, "b m d"], target: Float[Tensor, "b m d"]) -> Float[Tensor, ""]:
@@ -38,7 +38,7 @@ def smooth_l1(prediction: Float[Tensor, "b m d"], target: Float[Tensor, "b m d"]
 
 
 def patch_discrimination(
-    prediction: Float[Tensor, "b m d"], target: Float[Tensor, "b m d"], tau: float = 0.2
+    prediction: Float[Tensor, "b m d"], target: Float[Tensor, "b m d"], *, tau: Positive = 0.2
 ) -> Float[Tensor, ""]:
     """InfoNCE within an image: which of its masked patches is this the latent of?
 
@@ -60,15 +60,6 @@ def patch_discrimination(
     logits = p @ t.transpose(1, 2) / tau
     positives = torch.arange(patches, device=p.device).expand(images, patches)
     return F.cross_entropy(logits.flatten(0, 1), positives.flatten()) * (2 * tau)
-
-
-LossFunction = Callable[[Tensor, Tensor], Tensor]
-
-
-def build_loss(config: Loss) -> LossFunction:
-    """The loss that the config names, its temperature bound where it has one."""
-    function = LOSSES[config.kind]
-    return partial(function, tau=config.tau) if function is patch_discrimination else function
 
 
 LOSSES: dict[str, Callable[..., Tensor]] = {

@@ -3,8 +3,6 @@
 Latent MIM (arXiv 2407.15837), section on the correlation between visible and target patches.
 """
 
-import math
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -70,12 +68,3 @@ def similarity_constraint(
 ) -> Float[Tensor, ""]:
     """How far the similarity within predictions, and within visible latents, is from `aim`, squared."""
     return (similarity(prediction) - aim) ** 2 + (similarity(visible) - aim) ** 2
-
-
-def cosine_decay(progress: float, start: float, end: float) -> float:
-    """Half a cosine from `start` at progress 0 to `end` at progress 1.
-
-    >>> cosine_decay(0.0, 0.75, 0.25), cosine_decay(0.5, 0.75, 0.25), cosine_decay(1.0, 0.75, 0.25)
-    (0.75, 0.5, 0.25)
-    """
-    return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2

@@ -1,22 +1,19 @@
-"""Arrays that are costly to make, kept in files that many trials may share."""
+"""Arrays that are costly to make, kept in files that many trials may share; how long making them takes."""
 
 import os
 import shutil
+import sys
 import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lmim.errors import UserError
-
-
-def cache_root() -> Path:
-    """$LMIM_CACHE, or ~/.cache/lmim."""
-    chosen = os.environ.get("LMIM_CACHE")
-    return Path(chosen) if chosen else Path.home() / ".cache" / "lmim"
+from lmim.files import cache_root
 
 
 def cached_arrays(name: str, make: Callable[[], dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
@@ -48,3 +45,24 @@ def cached_arrays(name: str, make: Callable[[], dict[str, NDArray[Any]]]) -> dic
         except OSError as error:
             raise UserError(f"{folder}: cannot write the cache ({error.strerror}): set LMIM_CACHE") from error
     return {path.stem: np.load(path, mmap_mode="r") for path in sorted(folder.glob("*.npy"))}
+
+
+Item = TypeVar("Item")
+
+
+def noted(what: str, items: Iterable[Item], total: int) -> Iterator[Item]:
+    """The same items; after two seconds stderr tells how far they are, a terminal until all are through."""
+    terminal = sys.stderr.isatty()
+    begun, due = time.monotonic(), 2.0
+    try:
+        for done, item in enumerate(items, 1):
+            yield item
+            spent = time.monotonic() - begun
+            if spent >= due:
+                line = f"{what}: {done:,} of {total:,}, {spent / done * (total - done):.0f} s left"
+                print(f"\r{line}\x1b[K" if terminal else line, end="" if terminal else "\n", file=sys.stderr)
+                sys.stderr.flush()
+                due = spent + 0.5 if terminal else 2 * spent  # a log gets ever fewer lines
+    finally:
+        if terminal and due > 2:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)

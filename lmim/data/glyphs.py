@@ -1,6 +1,6 @@
 """Capital letters and digits drawn from the fonts that matplotlib ships: real shapes, no download.
 
-The typefaces of the test images are never seen in training.
+The typefaces of the test images are never seen in training; those of val are.
 """
 
 import dataclasses
@@ -10,13 +10,20 @@ import json
 import math
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from lmim.config import Data
+from lmim.data.cache import cached_arrays, noted
+from lmim.data.splits import Dataset, from_arrays
 from lmim.errors import UserError
+
+Name = Literal["train", "test", "val"]
+SPLITS: tuple[Name, ...] = get_args(Name)
+"""In the order of their random streams."""
 
 CHARACTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
 
@@ -42,6 +49,7 @@ class Recipe:
     """Side of the canvas in pixels."""
     train_images: int = 20_000
     test_images: int = 4_000
+    """As many are drawn for val."""
     train_fonts: tuple[str, ...] = DEJAVU + COMPUTER_MODERN
     test_fonts: tuple[str, ...] = STIX
     polarity: Literal["light", "random"] = "light"
@@ -70,21 +78,41 @@ class Recipe:
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def draw(recipe: Recipe, split: Literal["train", "test"]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+RECIPE = Recipe()
+
+
+def glyphs(data: Data, recipe: Recipe = RECIPE) -> Dataset:
+    """Drawn capitals and digits, on a canvas of the side that evaluation uses; val is drawn in addition."""
+    recipe = dataclasses.replace(recipe, size=data.image_size)
+    version = recipe.version()
+
+    def drawn(*splits: Name) -> dict[str, NDArray[Any]]:
+        arrays: dict[str, NDArray[Any]] = {}
+        for split in splits:
+            arrays[f"{split}_images"], arrays[f"{split}_labels"] = draw(recipe, split)
+        return arrays
+
+    # val in a folder of its own, so that train and test, once drawn, serve for ever
+    arrays = cached_arrays(f"glyphs-{version}", lambda: drawn("train", "test"))
+    arrays |= cached_arrays(f"glyphs-{version}-val", lambda: drawn("val"))
+    return from_arrays(data, version, arrays, classes=len(CHARACTERS), flips=False)
+
+
+def draw(recipe: Recipe, split: Name) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Images `[n, 1, size, size]` and labels `[n]`, the same for the same recipe.
 
     >>> images, labels = draw(Recipe(test_images=72), "test")
     >>> images.shape, int((labels == 0).sum())
     ((72, 1, 20, 20), 2)
     """
-    fonts = recipe.train_fonts if split == "train" else recipe.test_fonts
+    fonts = recipe.test_fonts if split == "test" else recipe.train_fonts
     count = recipe.train_images if split == "train" else recipe.test_images
-    rng = np.random.default_rng([recipe.seed, split == "test"])
+    rng = np.random.default_rng([recipe.seed, SPLITS.index(split)])
     # as many of each character, and of each font, as the count allows
     labels = rng.permutation(np.arange(count, dtype=np.int64) % len(CHARACTERS))
     faces = rng.permutation(count) % len(fonts)
     images = np.empty((count, 1, recipe.size, recipe.size), np.uint8)
-    for i in range(count):
+    for i in noted(f"drawing glyphs at {recipe.size} px ({split})", range(count), count):
         mask = _mask(recipe, fonts[faces[i]], CHARACTERS[labels[i]], rng)
         contrast = rng.uniform(*recipe.contrast)
         ground = rng.uniform(0, 1 - contrast)

@@ -8,7 +8,9 @@ import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,10 +19,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from lmim.config import Data
 from lmim.data.augment import WHOLE, central_boxes
-from lmim.data.cache import cached_arrays
+from lmim.data.cache import cached_arrays, noted
+from lmim.data.splits import Dataset, hold_out, root_of
 from lmim.errors import UserError
 
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"})
 CORRUPT_SHARE = 0.01
 """A dataset with more unreadable files than this part, and than CORRUPT_FLOOR, is refused."""
@@ -30,6 +35,18 @@ EVALUATED = 224 / 256
 
 # what Pillow raises on files that are no image, are cut off, or are absurdly large
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+
+
+def imagefolder(data: Data) -> Dataset:
+    """Images of any size: val/ tests, as it does for ImageNet, and val is held out of train/.
+
+    Raises:
+        UserError: a folder is missing, or too many of its images cannot be read.
+    """
+    whole, test, classes, version = open_folders(root_of(data))
+    train, val, version = hold_out(whole, version)
+    stats = IMAGENET_MEAN, IMAGENET_STD
+    return Dataset(data.name, version, 3, len(classes), *stats, True, train, val, test)
 
 
 @dataclass(frozen=True)
@@ -76,9 +93,9 @@ class FolderSplit:
 
 
 def open_folders(root: Path) -> tuple[FolderSplit, FolderSplit, list[str], str]:
-    """Train split, val split, the classes' names, and a version over every file's name and size.
+    """Splits of train/ and val/, the classes' names, and a version over every file's class, name and content.
 
-    Every file is decoded once, when the folder is first seen; what was found is cached until a file changes.
+    Every file is read once, when the folder is first seen; what was found is cached until a file changes.
     """
     classes = sorted(entry.name for entry in _folders(root / "train"))
     label = {name: i for i, name in enumerate(classes)}
@@ -93,10 +110,11 @@ def open_folders(root: Path) -> tuple[FolderSplit, FolderSplit, list[str], str]:
         for entry in _folders(root / split)
         for file in _images(entry.path)
     ]
-    # times tell whether to look again; they change with every copy, so they are no part of the version
-    seen = _digest([str(root.resolve()), *listing])
+    # path, sizes and times tell whether to look again; they are no part of the version
+    seen = _digest([str(root.resolve()), classes, *listing])
     names = [f"{split}/{name}/{file}" for split, name, file, _, _ in listing]
-    aspects = cached_arrays(f"imagefolder-{seen}", lambda: {"aspect": _aspects(root, names)})["aspect"]
+    found = cached_arrays(f"images-{seen}", lambda: _look_at_all(root, classes, names))
+    aspects, version = found["aspect"], str(found["version"])
     readable = {name: aspect for name, aspect in zip(names, aspects.tolist(), strict=True) if aspect}
     _judge(root, names, [name for name in names if name not in readable])
     parts = []
@@ -106,7 +124,6 @@ def open_folders(root: Path) -> tuple[FolderSplit, FolderSplit, list[str], str]:
             raise UserError(f"data.path: {root / split}: no readable image in any class folder")
         labels = torch.tensor([label[name.split("/")[1]] for name in kept])
         parts.append(FolderSplit(root, list(kept), labels, torch.tensor(list(kept.values()))))
-    version = _digest([row[:4] for name, row in zip(names, listing, strict=True) if name in readable])
     return parts[0], parts[1], classes, version
 
 
@@ -120,25 +137,33 @@ def _judge(root: Path, names: Sequence[str], corrupt: Sequence[str]) -> None:
     warnings.warn(f"{found} and are skipped: {shown}", stacklevel=4)
 
 
-def _aspects(root: Path, names: Sequence[str]) -> NDArray[np.float32]:
-    """The width over the height of every image; 0 for a file that cannot be read."""
-    aspects: list[float] = []
+def _look_at_all(root: Path, classes: Sequence[str], names: Sequence[str]) -> dict[str, NDArray[Any]]:
+    """The width over the height of every image, 0 where it cannot be read, and the folder's version."""
     with ThreadPoolExecutor(_threads()) as pool:
         # a part at a time: a queue of a million futures would weigh more than the images
-        for start in range(0, len(names), 4096):
-            aspects += pool.map(lambda name: _aspect(root / name), names[start : start + 4096])
-    return np.array(aspects, np.float32)
+        parts = (names[start : start + 4096] for start in range(0, len(names), 4096))
+        looks = chain.from_iterable(pool.map(lambda name: _look(root / name), part) for part in parts)
+        found = list(noted(f"reading every image of {root} once", looks, len(names)))
+    # what one Pillow cannot read another may: two machines with other images left have two versions
+    rows = [(name, content, aspect > 0) for name, (aspect, content) in zip(names, found, strict=True)]
+    aspects = np.array([aspect for aspect, _ in found], np.float32)
+    return {"aspect": aspects, "version": np.array(_digest([classes, *rows]))}
 
 
-def _aspect(path: Path) -> float:
+def _look(path: Path) -> tuple[float, str]:
+    """The width over the height, 0 if the image cannot be read, and a digest of the file's bytes."""
+    content = ""
     try:
-        with Image.open(path) as image:
-            aspect = image.width / image.height
-            image.draft("L", (1, 1))
-            image.load()
+        with path.open("rb") as file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()
+            file.seek(0)
+            with Image.open(file) as image:
+                aspect = image.width / image.height
+                image.draft("L", (1, 1))
+                image.load()
     except UNREADABLE:
-        return 0.0
-    return aspect
+        return 0.0, content
+    return aspect, content
 
 
 def _folders(root: Path) -> list[os.DirEntry[str]]:

@@ -1,58 +1,75 @@
-"""Protocols that judge a frozen encoder, and diagnostics of collapse."""
+"""How a frozen encoder is judged: a protocol is one file, named as its function; and diagnostics of collapse.
 
-from collections.abc import Callable, Iterator
+A protocol is given `Frozen` features, its settings by keyword, and gives the figures that its METRICS name.
+"""
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
 
-from lmim.data import Dataset, Split
-from lmim.data.augment import crop, normalise
-from lmim.data.batches import ahead
-from lmim.evaluate.linear import Ridge
-from lmim.evaluate.nearest import Neighbours, nn_top1
+from lmim import variants
+from lmim.data import Dataset
+from lmim.errors import UserError, cause
+from lmim.evaluate.features import Encode, Frozen, freeze, sampled
+from lmim.trial.evaluation import Evaluation
 
-Encode = Callable[[Float[Tensor, "b c s s"]], Float[Tensor, "b d"]]
+__all__ = ["Encode", "Frozen", "Judged", "judge", "sampled"]
 
 
-def evaluate(
+@dataclass(frozen=True)
+class Judged:
+    """What one evaluation found, by the metrics' full names."""
+
+    metrics: dict[str, float]
+    sample: dict[str, float]
+    """The same on a few images, that another version of the code be compared with: see `sampled`."""
+    seconds: float
+    """The protocol's own time; the features are shared."""
+    error: str = ""
+    """Why there are no figures: the protocol failed."""
+
+
+def judge(
     encode: Encode,
     dataset: Dataset,
     side: int,
-    neighbours: int = 20,
-    batch: int = 256,
+    evaluations: Sequence[Evaluation],
     device: torch.device | str = "cpu",
-) -> dict[str, float]:
-    """1-NN, k-NN and linear accuracy, in %, of the features that `encode` gives of normalised images.
+) -> Iterator[tuple[Evaluation, Judged]]:
+    """What each evaluation says of the features that `encode` gives of normalised images, one by one.
 
-    The images are not augmented: the central square at side x side pixels. One pass over each split; the test
-    features are kept, the training features only pass through, so memory does not grow with the training set.
-    An encoder whose features are not finite has no accuracy: all three are NaN.
+    Where a feature is not finite every figure is NaN. `encode` may raise to stop: nothing is left behind.
+    What a protocol raises is that evaluation's result, and the others go on.
     """
-    with torch.no_grad():
-        test = list(_features(encode, dataset, dataset.test, side, batch, device))
-        features, labels = (torch.cat(part) for part in zip(*test, strict=True))
-        finite = features.isfinite().all()
-        nearest = Neighbours(features, neighbours)
-        ridge = Ridge(dataset.classes)
-        for train_features, train_labels in _features(encode, dataset, dataset.train, side, batch, device):
-            finite &= train_features.isfinite().all()
-            nearest.update(train_features, train_labels)
-            ridge.update(train_features, train_labels)
-        if not finite:
-            return dict.fromkeys(("eval/nn_top1", "eval/knn_top1", "eval/linear_top1"), float("nan"))
-        return {
-            "eval/nn_top1": nn_top1(features, labels),
-            "eval/knn_top1": nearest.top1(labels),
-            "eval/linear_top1": ridge.top1(features, labels),
-        }
+    if not evaluations:
+        return
+    frozen = freeze(encode, dataset, [one.split for one in evaluations], side, device)
+    finite = {split: one.finite() for split, one in frozen.items()}
+    samples = {split: one.sample() for split, one in frozen.items()}
+    for one in evaluations:
+        if not finite[one.split]:
+            nothing = {metric.name: math.nan for metric in one.metrics.values()}
+            yield one, Judged(nothing, nothing, 0.0)
+            continue
+        begun = time.monotonic()
+        told = ""
+        found: tuple[dict[str, float], dict[str, float]] = {}, {}
+        try:
+            found = _figures(one, frozen[one.split]), _figures(one, samples[one.split])
+        except Exception as error:  # noqa: BLE001  a protocol may be the user's own: what it raises is recorded
+            told = f"{one.protocol}: {cause(error)}{variants.place_of(error, one.sources)}"
+        yield one, Judged(*found, time.monotonic() - begun, told)
 
 
-def _features(
-    encode: Encode, dataset: Dataset, split: Split, side: int, batch: int, device: torch.device | str
-) -> Iterator[tuple[Float[Tensor, "b d"], Int[Tensor, " b"]]]:
-    mean, std = (torch.tensor(values, device=device) for values in (dataset.mean, dataset.std))
-    parts = torch.split(torch.arange(len(split)), batch)
-    for indices, read in zip(parts, ahead(split.read(indices, side) for indices in parts), strict=True):
-        images, boxes = (part.to(device, non_blocking=True) for part in read)
-        yield encode(normalise(crop(images, boxes, side), mean, std)), split.labels[indices].to(device)
+def _figures(evaluation: Evaluation, frozen: Frozen) -> dict[str, float]:
+    protocol = variants.load("evaluate", evaluation.protocol, evaluation.sources)
+    found, metrics = protocol(frozen, **evaluation.settings), evaluation.metrics
+    if found.keys() != metrics.keys():
+        raise UserError(
+            f"{evaluation.protocol}: expected the figures of its METRICS, {', '.join(metrics)}; "
+            f"found {', '.join(found) or 'none'}"
+        )
+    return {metric.name: float(found[name]) for name, metric in metrics.items()}

@@ -14,10 +14,19 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from lmim.evaluate.features import Frozen
+
+METRICS = {"linear_top1": {"label": "linear top-1", "unit": "%", "better": "higher"}}
+
 PENALTIES = tuple(10.0**exponent for exponent in range(-6, 3))
 """Candidates for the ridge, as a part of the variance of a standardised channel."""
 
 HELD_OUT = 0.1
+
+
+def linear(frozen: Frozen) -> dict[str, float]:
+    """Accuracy in % on the judged images of a ridge classifier fitted to the training images."""
+    return {"linear_top1": linear_top1(frozen.train.batches(), [frozen.judged.whole()], frozen.classes)}
 
 
 class Ridge:
@@ -71,10 +80,6 @@ class Ridge:
         """The class of the highest score for each row."""
         parts = (self._with_bias(part.double()) for part in torch.split(features, chunk))
         return torch.cat([(part @ self.fit()).argmax(dim=1) for part in parts])
-
-    def top1(self, features: Float[Tensor, "n d"], labels: Int[Tensor, " n"]) -> float:
-        """Accuracy in % of `predict` against `labels`."""
-        return 100 * int((self.predict(features) == labels).sum()) / len(labels)
 
     def _with_bias(self, x: Float[Tensor, "b d"]) -> Float[Tensor, "b d1"]:
         if self.offset is None:

@@ -1,11 +1,114 @@
-"""What is trained, one file each; the names are the config's `objective`."""
+"""What is trained, one file each; the file's name is the config's `objective`.
 
-from lmim.objectives.latent_mim import LatentMIM
-from lmim.objectives.raw_pixels import RawPixels
+The keyword-only parameters of an objective are the sections of the config that it reads and, with a default,
+the keys of a section of its own.
+"""
 
-Objective = LatentMIM | RawPixels
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
-OBJECTIVES: dict[str, type[Objective]] = {
-    "latent_mim": LatentMIM,
-    "raw_pixels": RawPixels,
-}
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from lmim import variants
+from lmim.config import Collapse, Config, Decoder, Loss
+from lmim.data.augment import sample_boxes
+
+
+@dataclass(frozen=True)
+class Draw:
+    """All that is random about some images of a step: v views of each (or frames of a clip), and the rest."""
+
+    boxes: Float[Tensor, "b v 4"]
+    mirrored: Bool[Tensor, "b v"]
+    own: dict[str, Tensor]
+    """What else the objective draws, a row for each image."""
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> "Draw":
+        """The draw with every tensor changed alike."""
+        own = {name: change(tensor) for name, tensor in self.own.items()}
+        return Draw(change(self.boxes), change(self.mirrored), own)
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What an objective is made for, besides its sections."""
+
+    side: int
+    """Pixels of an evaluated image's side."""
+    channels: int
+    classes: int
+    crop_scale: float = 0.2
+    mirrors: bool = False
+    """Whether views are mirrored at random."""
+    sources: Mapping[str, str] = field(default_factory=dict)
+
+    def variant(self, section: str, chosen: Collapse | Loss | Decoder) -> Callable[..., Any]:
+        """The function or class that a section names, its settings bound."""
+        found = variants.load(section, chosen.kind, self.sources)
+        return partial(found, **chosen.settings())
+
+    def views(self, count: int, aspect: Float[Tensor, " b"], stream: torch.Generator) -> Draw:
+        """Random resized crops, `count` of each image; the boxes are the same with and without mirroring."""
+        drawn = [
+            (sample_boxes(aspect, self.crop_scale, stream), torch.rand(len(aspect), generator=stream) < 0.5)
+            for _ in range(count)
+        ]
+        boxes, mirrored = (torch.stack(part, dim=1) for part in zip(*drawn, strict=True))
+        return Draw(boxes, mirrored & self.mirrors, {})
+
+
+class Objective(nn.Module):
+    """What the trainer calls, and all that it knows of what is trained.
+
+    The trainer crops the views that `draw` asks for, minimises `forward`'s loss, tells `after_step` what is
+    scheduled, and judges `features`. What `forward` and `scheduled` name is in the journal as `train/<name>`.
+    An objective with nothing to train leaves out `draw` and `forward`.
+    """
+
+    crop_side: int
+    """Pixels of the training views' side."""
+
+    def draw(self, aspect: Float[Tensor, " b"], stream: torch.Generator) -> Draw:
+        """The randomness of a step, on the host, for images of these aspects; see `Setup.views`."""
+        raise NotImplementedError
+
+    def forward(
+        self,
+        views: Float[Tensor, "b v c s s"],
+        labels: Int[Tensor, " b"],
+        own: Mapping[str, Tensor],
+        scheduled: Mapping[str, Tensor],
+    ) -> dict[str, Float[Tensor, ""]]:
+        """Named figures of a micro-batch: `loss`, which is minimised, and whatever else tells something.
+
+        Views are normalised; `own` is the draw's; `scheduled` holds the values of this step.
+        """
+        raise NotImplementedError
+
+    def scheduled(self, progress: float) -> dict[str, float]:
+        """What changes over training, by name; progress runs from 0 to 1."""
+        return {}
+
+    def after_step(self, scheduled: Mapping[str, float]) -> None:
+        """Follow the optimiser's step, `scheduled` being the values after it."""
+
+    def patch_features(self, images: Float[Tensor, "b c s s"]) -> Float[Tensor, "b n d"]:
+        """Frozen features of whole images, one for each patch."""
+        raise NotImplementedError
+
+    def features(self, images: Float[Tensor, "b c s s"]) -> Float[Tensor, "b d"]:
+        """The evaluation feature: the mean of the patches' unless the objective has a better one."""
+        return self.patch_features(images).mean(dim=1)
+
+
+def build(config: Config, setup: Setup) -> Objective:
+    """The objective that the config names, with the sections that it reads and its own settings."""
+    found = variants.load("objective", config.objective, setup.sources)
+    described = variants.describe("objective", config.objective, setup.sources)
+    own = config.section(config.objective.rpartition(":")[2]).settings() if described.settings else {}
+    objective: Objective = found(setup, **{name: config.section(name) for name in described.reads}, **own)
+    return objective

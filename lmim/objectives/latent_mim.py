@@ -5,18 +5,18 @@ Towards Latent Masked Image Modeling for Self-Supervised Visual Representation L
 the schedules' values; the trainer owns loop, device and precision.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from jaxtyping import Float, Int
+from torch import Tensor
 
-from lmim.axes.collapse import TARGETS
-from lmim.axes.decoder import DECODERS
-from lmim.axes.loss import build_loss
-from lmim.axes.mask import patchify, similarity_constraint
-from lmim.config import Config
+from lmim import config
+from lmim.axes.mask import patchify, sample_offsets, sample_view, similarity_constraint
 from lmim.encoder import Encoder, View, initialise
+from lmim.objectives import Draw, Objective, Setup
+from lmim.schedules import cosine_decay
 
 
 @dataclass(frozen=True)
@@ -30,38 +30,76 @@ class Output:
     loss: Float[Tensor, ""]
 
 
-class LatentMIM(nn.Module):
+class LatentMIM(Objective):
     """Online encoder, target and decoder, as the config's four axes choose them."""
 
-    def __init__(self, config: Config, channels: int) -> None:
+    def __init__(
+        self,
+        setup: Setup,
+        *,
+        encoder: config.Encoder,
+        projector: config.Projector,
+        collapse: config.Collapse,
+        loss: config.Loss,
+        mask: config.Mask,
+        decoder: config.Decoder,
+    ) -> None:
         super().__init__()
-        self.config = config
-        self.encoder = Encoder(config.encoder, config.projector, config.grid, channels)
-        self.decoder = DECODERS[config.decoder.kind](config.decoder, config.encoder.width, config.grid)
+        self.setup, self.mask, self.patch_size = setup, mask, encoder.patch_size
+        self.grid = setup.side // encoder.patch_size
+        self.crop_side = self.grid * (encoder.patch_size + mask.gap)
+        self.encoder = Encoder(encoder, projector, self.grid, setup.channels)
+        self.decoder = setup.variant("decoder", decoder)(encoder.width, self.grid)
         initialise(self)
         # Built after initialise: the momentum encoder starts as a copy of the online one.
-        self.target = TARGETS[config.collapse.kind](self.encoder, config.collapse.target_sees)
-        self.compare = build_loss(config.loss)
+        self.target = setup.variant("collapse", collapse)(self.encoder)
+        self.compare = setup.variant("loss", loss)
 
-    def forward(self, patches: Float[Tensor, "b n p"], view: View, similarity_aim: float | Tensor) -> Output:
+    def draw(self, aspect: Float[Tensor, " b"], stream: torch.Generator) -> Draw:
+        """One view of each image, the offsets of its patches' windows, and which patches are visible."""
+        draw = self.setup.views(1, aspect, stream)
+        patches = self.grid**2
+        offsets = sample_offsets(len(aspect), patches, self.mask.gap, stream)
+        view = sample_view(len(aspect), patches, self.mask.visible(patches), stream)
+        return replace(draw, own={"offsets": offsets, "visible": view.visible, "masked": view.masked})
+
+    def scheduled(self, progress: float) -> dict[str, float]:
+        """The aim of the similarity constraint, and what the target schedules."""
+        mask = self.mask
+        aim = cosine_decay(progress, mask.similarity_start, mask.similarity_end)
+        return {"similarity_aim": aim, **self.target.scheduled(progress)}
+
+    def forward(
+        self,
+        views: Float[Tensor, "b 1 c s s"],
+        labels: Int[Tensor, " b"],
+        own: Mapping[str, Tensor],
+        scheduled: Mapping[str, Tensor],
+    ) -> dict[str, Float[Tensor, ""]]:
+        """`loss`, and the `term` of it that compares prediction and target."""
+        patches = patchify(views[:, 0], self.patch_size, own["offsets"], self.mask.gap)
+        output = self.output(patches, View(own["visible"], own["masked"]), scheduled["similarity_aim"])
+        return {"loss": output.loss, "term": output.term}
+
+    def output(self, patches: Float[Tensor, "b n p"], view: View, similarity_aim: float | Tensor) -> Output:
         """Patch pixels (see `patchify`), the view, and m, the aim of the similarity constraint."""
         latents = self.encoder(patches, view.visible)
         prediction = self.decoder(latents, view)
         target = self.target.encode(self.encoder, patches, view)
         # In bfloat16 the means over patches and channels that the losses subtract would cancel badly.
-        with torch.autocast(patches.device.type, enabled=False):
+        with torch.autocast("cuda" if patches.is_cuda else "cpu", enabled=False):
             prediction, target, latents = prediction.float(), target.float(), latents.float()
             term = self.compare(prediction, target)
             loss = term
-            if self.config.mask.similarity:
+            if self.mask.similarity:
                 constraint = similarity_constraint(prediction, latents[:, 1:], similarity_aim)
-                loss = term + self.config.mask.similarity * constraint
+                loss = term + self.mask.similarity * constraint
         return Output(latents, target, prediction, term, loss)
 
-    def patch_features(self, images: Float[Tensor, "b c s s"]) -> Float[Tensor, "b n d"]:
-        """Frozen features of whole images, one for each patch."""
-        return self.encoder.patch_features(patchify(images, self.config.encoder.patch_size))
+    def after_step(self, scheduled: Mapping[str, float]) -> None:
+        """The momentum update that precedes the next step's target pass."""
+        self.target.after_step(self.encoder, scheduled)
 
-    def features(self, images: Float[Tensor, "b c s s"]) -> Float[Tensor, "b d"]:
-        """The evaluation feature: the mean of the last block's patch tokens."""
-        return self.patch_features(images).mean(dim=1)
+    def patch_features(self, images: Float[Tensor, "b c s s"]) -> Float[Tensor, "b n d"]:
+        """The last block's patch tokens."""
+        return self.encoder.patch_features(patchify(images, self.patch_size))

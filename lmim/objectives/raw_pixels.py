@@ -2,22 +2,23 @@
 
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from lmim.axes.mask import patchify
-from lmim.config import Config
+from lmim.config import Encoder
+from lmim.objectives import Objective, Setup
 
 
-class RawPixels(nn.Module):
+class RawPixels(Objective):
     """No weights and no loss: a trial of it is only evaluated."""
 
-    def __init__(self, config: Config, channels: int) -> None:
+    def __init__(self, setup: Setup, *, encoder: Encoder) -> None:
         super().__init__()
-        self.config = config
+        self.patch_size = encoder.patch_size
 
     def patch_features(self, images: Float[Tensor, "b c s s"]) -> Float[Tensor, "b n p"]:
         """The pixels of each patch."""
-        return patchify(images, self.config.encoder.patch_size)
+        return patchify(images, self.patch_size)
 
     def features(self, images: Float[Tensor, "b c s s"]) -> Float[Tensor, "b d"]:
         """All pixels, one after the other; of large images those of a 32 x 32 thumbnail.

@@ -1,19 +1,19 @@
-"""What trials cost before they run: FLOPs from the config, seconds from what was measured.
+"""What trials cost before they run: FLOPs that the model was counted for, seconds from what was measured.
 
 Measured means, in this order: like trials that are done; a record of `lmim.bench` of this machine; a record
 that ships with the repository. Pure: planning imports neither torch nor numpy.
 """
 
-import itertools
 import json
 import math
-import platform
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from statistics import fmean
+from typing import Any
 
 from lmim.config import Config
+from lmim.plan import facts
 from lmim.trial.folder import State
 
 SHIPPED = Path(__file__).parents[2] / "analysis" / "benchmarks"
@@ -23,98 +23,47 @@ ASSUMED_GPU = (
 )
 
 
-class Size(NamedTuple):
-    """What a plan needs to know of a dataset without opening it."""
+@dataclass(frozen=True)
+class Work:
+    """What a config has to do, in FLOPs that the model itself was counted for."""
 
-    train: int
-    test: int
-    channels: int
-
-
-SIZES = {
-    "glyphs": Size(20_000, 4_000, 1),
-    "digits": Size(1_347, 450, 1),
-    "cifar10": Size(50_000, 10_000, 3),
-    "cifar100": Size(50_000, 10_000, 3),
-    "imagefolder": Size(1_281_167, 50_000, 3),  # taken to be ImageNet-1k
-}
+    epoch: float
+    """One epoch of training, the watch on collapse included."""
+    evaluation: float
+    """Features of all splits, neighbours, the probe's moments."""
+    step: float
+    """One image of a step."""
 
 
-def size_of(config: Config) -> Size:
-    """The config's dataset, cut to `data.train_images`."""
-    whole = SIZES[config.data.name]
-    return whole._replace(train=min(whole.train, config.data.train_images or whole.train))
+def works(configs: Iterable[Config]) -> dict[str, Work]:
+    """Arm to its work; of more models than `MODELS`, those in between are priced at the others' mean."""
+    unique = {config.arm: config for config in configs}
+    arms = list(unique)
+    chosen = arms[:: max(1, math.ceil(len(arms) / MODELS))]
+    counted = dict(zip(chosen, facts.flops_of([unique[arm] for arm in chosen]), strict=True))
+    typical = facts.Flops(*(fmean(values) for values in zip(*counted.values(), strict=True)))
+    return {arm: _work(config, counted.get(arm, typical)) for arm, config in unique.items()}
 
 
-# --------------------------------------------------------------------------------------------- FLOPs
+def _work(config: Config, flops: facts.Flops) -> Work:
+    data = facts.data_of(config)
+    train = min(data.train, config.data.train_images or data.train)
+    images = train // config.step_images * config.step_images
+    watch = config.watch.images * flops.encode / config.watch.every_epochs
+    return Work(
+        epoch=images * flops.step + watch if config.optim.epochs else 0.0,
+        evaluation=evaluation(flops, train, data.test),
+        step=flops.step,
+    )
 
 
-def _linear(tokens: float, *widths: float) -> float:
-    return sum(2 * tokens * a * b for a, b in itertools.pairwise(widths))
+def evaluation(flops: facts.Flops, train: int, test: int) -> float:
+    """FLOPs of judging an encoder once, by neighbours and by the probe's moments."""
+    return (train + test) * (flops.encode + 2 * flops.width * (test + flops.width))
 
 
-def _block(tokens: float, width: int, mlp_ratio: float) -> float:
-    """Self-attention (four projections, scores and their sum) and MLP."""
-    return _linear(tokens, width, (4 + 2 * mlp_ratio) * width) + 4 * tokens**2 * width
-
-
-def _encoder(config: Config, patches: int, project: bool) -> float:
-    """One forward pass over `patches` patches and the class token."""
-    width, depth, hidden = config.encoder.width, config.projector.depth, config.projector.width
-    pixels = config.encoder.patch_size**2 * SIZES[config.data.name].channels
-    tokens = patches + 1
-    widths = [width, *[hidden] * (depth - 1), width] if depth and project else []
-    blocks = config.encoder.depth * _block(tokens, width, config.encoder.mlp_ratio)
-    return _linear(patches, pixels, width) + blocks + _linear(tokens, *widths)
-
-
-def _decoder(config: Config, visible: int, masked: int) -> float:
-    latent, width, decoder = config.encoder.width, config.decoder.width, config.decoder
-    context, queries = visible + 1, masked + 1
-    ends = _linear(context, latent, width) + _linear(masked, width, latent)
-    cues = 4 * masked * visible * width * decoder.cues
-    if decoder.kind == "self_attention":
-        block = _block(context + masked, width, decoder.mlp_ratio)
-    else:
-        cross = _linear(queries + context, width, 2 * width) + 4 * queries * context * width
-        block = _block(queries, width, decoder.mlp_ratio) + cross
-    return ends + cues + decoder.depth * block
-
-
-def step_flops(config: Config) -> float:
-    """FLOPs of a training step for each of its images, a multiplication and an addition counted as two.
-
-    What learns counts three times: forward, and backward to the input and to the weights.
-    """
-    if config.objective == "raw_pixels":
-        return 0.0
-    visible, patches = config.num_visible, config.grid**2
-    masked, width = patches - visible, config.encoder.width
-    seen = patches if config.collapse.target_sees == "all" else masked
-    target = _encoder(config, seen, project=True) * (3 if config.collapse.kind == "joint" else 1)
-    if config.collapse.kind == "frozen_random":
-        target = _linear(masked, config.encoder.patch_size**2 * SIZES[config.data.name].channels, width)
-    compared = 2 * masked**2 * width if config.loss.kind == "patch_discrimination" else 0.0
-    learns = _encoder(config, visible, project=True) + _decoder(config, visible, masked) + compared
-    return 3 * learns + target
-
-
-def evaluation_flops(config: Config, size: Size | None = None) -> float:
-    """FLOPs of judging the encoder once: features of both splits, neighbours, the probe's moments."""
-    data = size or size_of(config)
-    pixels = min(config.data.image_size, 32) ** 2 * data.channels
-    raw = config.objective == "raw_pixels"
-    channels = pixels if raw else config.encoder.width
-    encode = 0.0 if raw else _encoder(config, config.grid**2, project=False)
-    compare = 2 * channels * (data.test + channels)
-    return (data.train + data.test) * (encode + compare)
-
-
-def training_flops(config: Config, epochs: int) -> float:
-    """FLOPs of so many epochs, the watch on collapse included."""
-    images = size_of(config).train // config.step_images * config.step_images
-    watch = config.evaluate.probe_images * _encoder(config, config.grid**2, project=False)
-    return epochs * (images * step_flops(config) + watch / config.evaluate.every_epochs)
+MODELS = 50
+"""Distinct models whose FLOPs a plan counts."""
 
 
 # ------------------------------------------------------------------------------------------- seconds
@@ -154,42 +103,42 @@ class Estimate:
     basis: str
 
 
-Pace = Callable[[Config, int], float]
-"""Seconds that a slot takes for so many epochs of a config, and its evaluation."""
-
-
 def estimate(
-    missing: Iterable[tuple[Config, int]],
-    finished: Iterable[tuple[Config, State]],
+    missing: Sequence[tuple[Config, int]],
+    finished: Sequence[tuple[Config, State]],
     machine: Machine,
     records: Sequence[tuple[str, Mapping[str, Any]]],
 ) -> Estimate | None:
     """The cost of the `missing` configs, each with its epochs left; None where nothing was measured."""
-    paces = _paces(finished)
+    if not missing:
+        return Estimate(0.0, 0, 0.0, 0.0, "")
+    wanted = {kind(config, machine.device(config)) for config, _ in missing}
+    alike = [(c, s) for c, s in finished if s.status == "done" and kind(c, _device(s)) in wanted]
+    work = works([config for config, _ in [*missing, *alike]])
+    paces = _paces(alike, work)
     slots = [0.0]
     hours = {"cpu": 0.0, "cuda": 0.0}
     bases: dict[str, None] = {}
     seconds: list[float] = []
     for config, epochs in missing:
-        if config.data.name not in SIZES:  # a dataset of the user's own
-            return None
-        device = machine.device(config)
-        flops = training_flops(config, epochs) + evaluation_flops(config)
+        device, own = machine.device(config), work[config.arm]
         if pace := paces.get(kind(config, device)):
-            seconds.append(flops * sum(pace) / len(pace))
+            seconds.append((epochs * own.epoch + own.evaluation) * fmean(pace))
             basis = "by like trials that are done"
         else:
-            rate = _recorded(config, machine, records)
+            rate = _recorded(config, own, machine, records)
             if rate is None:
                 return None
             training, evaluation, basis = rate
             # evaluation is the first process' alone
-            apart = training_flops(config, epochs) / (training * config.run.processes)
-            seconds.append(apart + evaluation_flops(config) / evaluation)
+            apart = epochs * own.epoch / (training * config.run.processes)
+            seconds.append(apart + own.evaluation / evaluation)
         bases[basis] = None
         share = config.run.processes * (config.run.gpus if device == "cuda" else config.run.cpus)
         hours[device] += seconds[-1] * share / 3600
         slots = max(slots, [0.0] * machine.slots(config), key=len)
+    if any(facts.data_of(config).error for config, _ in missing):
+        bases["taking data that are not here for ImageNet-1k"] = None
     for one in sorted(seconds, reverse=True):  # each trial goes to the slot that is free first
         slots[slots.index(min(slots))] += one
     return Estimate(max(slots), len(slots), hours["cpu"], hours["cuda"], "; ".join(bases))
@@ -199,30 +148,34 @@ def kind(config: Config, device: str) -> str:
     """Trials whose seconds a FLOP are alike."""
     run, optim = config.run, config.optim
     how = f"{device} {optim.precision} {optim.batch_size} {run.compile} {run.processes}"
-    return f"{config.objective} {config.optim.epochs > 0} {config.data} {config.encoder} {how}"
+    sections = f"{config.data} {getattr(config, 'encoder', '')}"
+    return f"{config.objective} {config.optim.epochs > 0} {sections} {how}"
 
 
-def _paces(finished: Iterable[tuple[Config, State]]) -> dict[str, list[float]]:
+def _device(state: State) -> str:
+    return "cuda" if "system/gpu_seconds" in state.metrics else "cpu"
+
+
+def _paces(finished: Iterable[tuple[Config, State]], work: Mapping[str, Work]) -> dict[str, list[float]]:
     """Seconds a FLOP of each kind of trial."""
     paces: dict[str, list[float]] = {}
     for config, state in finished:
-        if state.status == "done" and state.outcome != "diverged" and config.data.name in SIZES:
-            device = "cpu" if state.device in (None, platform.machine()) else "cuda"
-            flops = training_flops(config, config.optim.epochs) + evaluation_flops(config)
-            paces.setdefault(kind(config, device), []).append(state.seconds / flops)
+        own = work[config.arm]
+        if state.outcome != "diverged" and (flops := config.optim.epochs * own.epoch + own.evaluation):
+            paces.setdefault(kind(config, _device(state)), []).append(state.seconds / flops)
     return paces
 
 
 def _recorded(
-    config: Config, machine: Machine, records: Sequence[tuple[str, Mapping[str, Any]]]
+    config: Config, work: Work, machine: Machine, records: Sequence[tuple[str, Mapping[str, Any]]]
 ) -> tuple[float, float, str] | None:
     """FLOP/s of one slot in training and in evaluation while the others run too, and who says so."""
     device = machine.device(config)
-    flops = max(step_flops(config), 1.0)
+    flops = max(work.step, 1.0)
 
     def unlike(entry: Mapping[str, Any]) -> tuple[bool, bool, float]:
         how = entry["precision"] != config.optim.precision, entry["compile"] != config.run.compile
-        return *how, abs(math.log(entry["formula_flops_per_image"] / flops))
+        return *how, abs(math.log(entry["flops_per_image"] / flops))
 
     for name, record in records:
         entries = [one for one in record["training"] if one["device"] == device and one["images_per_second"]]
@@ -232,7 +185,7 @@ def _recorded(
         best = min(entries, key=unlike)
         nearest = min(judged, key=unlike)
         slowed = _sharing(record, device, best["scale"], machine.slots(config) / max(machine.gpus, 1))
-        training: float = best["images_per_second"]["median"] * best["formula_flops_per_image"] * slowed
+        training: float = best["images_per_second"]["median"] * best["flops_per_image"] * slowed
         return training, nearest["evaluation_flops_per_second"] * slowed, f"by {name}"
     return (ASSUMED_GPU[0] * config.run.gpus,) * 2 + (ASSUMED_GPU[1],) if device == "cuda" else None
 
@@ -268,5 +221,5 @@ def read_records(out: Path) -> list[tuple[str, Mapping[str, Any]]]:
     return records
 
 
-FORMAT = 1
+FORMAT = 2
 """Of a record's keys; a record of another format is passed over."""

@@ -9,14 +9,16 @@ Planning imports neither torch nor Ray nor MLflow.
 """
 
 import argparse
+import contextlib
 import fcntl
 import json
 import os
 import secrets
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,11 +27,11 @@ from rich.console import Console
 from lmim.command import Parser, exit_code, out_folder
 from lmim.errors import UserError, redacted
 from lmim.plan import ablation
-from lmim.sweep.executors import Stop, local_resources, on_ray, serial
+from lmim.sweep.executors import Job, Stop, local_resources, on_ray, serial
 from lmim.sweep.screen import show_plan, summary, watch
 from lmim.sweep.standing import Plan
 from lmim.sweep.worker import RESTARTS, record_failure
-from lmim.trial.folder import TrialFolder
+from lmim.trial.folder import Busy, State, TrialFolder
 
 if TYPE_CHECKING:
     from lmim.tracking import Tracker
@@ -119,15 +121,9 @@ def command(args: argparse.Namespace, words: Sequence[str]) -> int:
 
     out.mkdir(parents=True, exist_ok=True)
     uri = args.tracking_uri or default_uri(out)
-    todo = ["new", "interrupted", "running", *(["failed"] if args.retry_failed else [])]
+    todo = ["new", "interrupted", "running", "trained", *(["failed"] if args.retry_failed else [])]
     stop = Stop(out / f".stop-{os.getpid()}-{secrets.token_hex(4)}")
-
-    if not plan.missing(todo):
-        console.print(f"{sweep.name}: nothing is missing ({summary(plan)})", highlight=False)
-        tracker = _open_tracker(uri, sweep, out)
-        tracker.feed()
-        tracker.close()
-    else:
+    if plan.missing(todo) or plan.stale():
         plan = bring_up_to_date(plan, args, uri, todo, stop, console)
         if stop.wanted():
             console.print(
@@ -136,12 +132,20 @@ def command(args: argparse.Namespace, words: Sequence[str]) -> int:
                 soft_wrap=True,
             )
             return 130
+    else:
+        console.print(f"{sweep.name}: nothing is missing ({summary(plan)})", highlight=False)
+        _open_tracker(uri, plan.sweep, out).close()
     try:
         conclude(plan, out, uri, console, args.json)
     except UserError as error:
         raise UserError(
             f"{error}; {summary(plan)}, kept in {out}: the same command makes the report"
         ) from None
+    return _exit_code(plan, console)
+
+
+def _exit_code(plan: Plan, console: Console) -> int:
+    """1 where something has no result, each named."""
     failed = plan.where("failed")
     for trial in failed:
         console.print(
@@ -167,14 +171,15 @@ def command(args: argparse.Namespace, words: Sequence[str]) -> int:
 def bring_up_to_date(
     plan: Plan, args: argparse.Namespace, uri: str, todo: Sequence[str], stop: Stop, console: Console
 ) -> Plan:
-    """Run what is missing; how the sweep stands then."""
+    """Run what is missing, then compare what other code made with today's; how the sweep stands then."""
     root = plan.root
+    jobs = plan.missing(todo)
+    plan.sweep.check_data([job.trial for job in jobs])
     if args.address is None:
         resources = local_resources()
-        plan.sweep.check_paths(plan.missing(todo))
-        for trial in plan.missing(todo):
-            resources.share(trial.config, plan.sweep.where)
-    _prepare(plan.missing(todo), plan)  # before Ray starts: a folder may be damaged
+        for job in jobs:
+            resources.share(job.trial.config, plan.sweep.where)
+    prepared = _prepare(jobs, plan)  # before Ray starts: a folder may be damaged
     stop.listen()
     note = "" if args.serial else "; starting Ray"
     console.print(f"{plan.sweep.name} at scale {plan.sweep.scale}: {summary(plan)}{note}", highlight=False)
@@ -183,37 +188,67 @@ def bring_up_to_date(
         if args.serial
         else on_ray(root, stop, args.address, args.max_concurrent, args.dashboard)
     )
+    replayed: set[str] = set()
+    rounds: Counter[str] = Counter()  # of a trial that is trained: how often it was to be judged
     try:
         with cluster as execute, ThreadPoolExecutor(1) as pool:
-            while (missing := plan.missing(todo)) and not stop.wanted():
-                _prepare(missing, plan)
-                begun = {trial.id: plan.states[trial.id].step for trial in missing}
+            while not stop.wanted():
+                jobs = plan.missing(todo)
+                _prepare([job for job in jobs if job.trial.id not in prepared], plan)
+                prepared = frozenset()
+                if not jobs:
+                    jobs = [job for job in plan.stale() if job.trial.id not in replayed]
+                    replayed |= {job.trial.id for job in jobs}
+                if not jobs:
+                    break
+                if jobs[0].replay:
+                    line = f"the code has changed: replaying {len(jobs)} trials, one of each arm"
+                    console.print(line, highlight=False)
+                trained = {trial.id for trial in plan.where("trained")}
+                rounds.update(job.trial.id for job in jobs if job.trial.id in trained)
+                plan = _round(plan, jobs, lambda some: pool.submit(execute, some), uri, stop, console, rounds)
                 todo = [status for status in todo if status != "failed"]  # one more try, not for ever
-                tracker = _open_tracker(uri, plan.sweep, root.parent)
-                try:
-                    work = pool.submit(execute, missing)
-                    plan = watch(work, plan.sweep, root, tracker, stop, console)
-                    if not stop.wanted():
-                        work.result()
-                        _close(missing, root, begun)
-                    tracker.feed()
-                finally:
-                    tracker.close()
-                plan = Plan.read(plan.sweep, root).settled()
     finally:
         stop.close()
-    return Plan.read(plan.sweep, root)
+    return plan
 
 
-def _close(trials: Sequence[ablation.Trial], root: Path, begun: Mapping[str, int]) -> None:
+def _round(
+    plan: Plan,
+    jobs: Sequence[Job],
+    submit: Callable[[Sequence[Job]], Future[None]],
+    uri: str,
+    stop: Stop,
+    console: Console,
+    rounds: Mapping[str, int],
+) -> Plan:
+    """Run some jobs, watched and fed to MLflow; how the sweep stands then."""
+    begun = {job.trial.id: plan.states[job.trial.id].state for job in jobs}
+    tracker = _open_tracker(uri, plan.sweep, plan.root.parent)
+    try:
+        work = submit(jobs)
+        plan = watch(work, plan.sweep, plan.root, tracker, stop, console)
+        if not stop.wanted():
+            work.result()
+            _close([job for job in jobs if not job.replay], plan.root, begun, rounds)
+    finally:
+        tracker.close()
+    return Plan.read(plan.sweep, plan.root).settled()
+
+
+def _close(jobs: Sequence[Job], root: Path, begun: Mapping[str, State], rounds: Mapping[str, int]) -> None:
     """Fail what has no result: Tune ends a trial in silence when its worker keeps dying.
 
-    A trial that a scheduler preempted has saved; it goes on in the next round if it came further in this one.
+    A trial that a scheduler preempted has saved, and goes on in the next round if it came further in this.
+    One that was being judged has nothing to show for it, and is judged again a few times.
     """
-    for trial in trials:
-        folder = TrialFolder(root, trial.id)
+    for job in jobs:
+        folder = TrialFolder(root, job.trial.id)
         state = folder.state()
-        if state.status != "interrupted" or state.step <= begun[trial.id]:
+        further = state.step > begun[folder.id].step or state.status != begun[folder.id].status
+        if state.status == "done" and rounds[folder.id] > RESTARTS:
+            record_failure(folder, f"no result in {rounds[folder.id]} rounds", job.evaluations)
+        elif state.status != "done" and (state.status != "interrupted" or not further):
             record_failure(folder, f"no result: its worker died {RESTARTS + 1} times, or never began")
 
 
@@ -229,9 +264,14 @@ def _open_tracker(uri: str, sweep: ablation.Sweep, out: Path) -> "Tracker":
         os.close(folder)
 
 
-def _prepare(trials: Sequence[ablation.Trial], plan: Plan) -> None:
-    for trial in trials:
-        folder = TrialFolder(plan.root, trial.id)
-        folder.create(trial.config)
-        if plan.states[trial.id].status == "failed":
-            folder.update(status="interrupted", error=None)
+def _prepare(jobs: Sequence[Job], plan: Plan) -> frozenset[str]:
+    """Make the trials' folders, from which workers read what to do; forget failures that are tried again."""
+    for job in jobs:
+        folder = TrialFolder(plan.root, job.trial.id)
+        folder.create(job.trial.config)
+        if plan.states[folder.id].status == "failed":
+            with contextlib.suppress(Busy), folder.lock():  # who holds it has begun to try again
+                folder.forget_failures()
+                if folder.state().status == "failed":
+                    folder.update(status="interrupted", error=None)
+    return frozenset(job.trial.id for job in jobs)

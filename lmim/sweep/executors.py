@@ -12,7 +12,7 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -21,7 +21,8 @@ from typing import Any
 from lmim.config import Config
 from lmim.errors import UserError, brief
 from lmim.plan import ablation
-from lmim.sweep.worker import RESTARTS, record_failure, run_here, run_on_worker
+from lmim.sweep.worker import RESTARTS, record_failure, replay_here, run_here, run_on_worker
+from lmim.trial.evaluation import Evaluation
 from lmim.trial.folder import ProcessKilled, TrialFolder
 
 
@@ -102,9 +103,9 @@ class Stop:
         os.write(2, b"\nStopping: the trials save a checkpoint. " + later + b"\n")
 
     def listen(self) -> None:
-        """Take over Ctrl-C and SIGTERM (also from Ray, whose own handlers exit at once)."""
+        """Take over Ctrl-C, SIGTERM (also from Ray, whose own handlers exit at once) and Slurm's warning."""
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
                 signal.signal(number, self.ask)
 
     def close(self) -> None:
@@ -112,11 +113,21 @@ class Stop:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, signal.default_int_handler)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.signal(signal.SIGUSR1, signal.SIG_DFL)
         self.file.unlink(missing_ok=True)
 
 
-Executor = Callable[[Sequence[ablation.Trial]], None]
-"""Runs trials until all are over or a stop is wanted; what came of each is in its folder."""
+@dataclass(frozen=True)
+class Job:
+    """A trial to be trained and judged; or, where `alike` names others, replayed for itself and them."""
+
+    trial: ablation.Trial
+    evaluations: Sequence[Evaluation] = ()
+    replay: Sequence[str] = ()
+
+
+Executor = Callable[[Sequence[Job]], None]
+"""Runs jobs until all are over or a stop is wanted; what came of each is in its trial's folder."""
 
 
 @contextlib.contextmanager
@@ -124,13 +135,16 @@ def serial(root: Path, stop: Stop) -> Iterator[Executor]:
     """One trial after the other in this process, without Ray."""
     resources = local_resources()
 
-    def execute(trials: Sequence[ablation.Trial]) -> None:
-        for trial in trials:
-            resources.share(trial.config)
-        for trial in trials:
-            folder = TrialFolder(root, trial.id)
+    def execute(jobs: Sequence[Job]) -> None:
+        for job in jobs:
+            resources.share(job.trial.config)
+        for job in jobs:
+            folder = TrialFolder(root, job.trial.id)
+            if job.replay:
+                replay_here(folder, job.replay)
+                continue
             try:
-                run_here(trial.config, folder, stop.wanted)
+                run_here(job.trial.config, folder, job.evaluations, stop.wanted)
             except ProcessKilled as killed:
                 record_failure(folder, str(killed))
 
@@ -198,7 +212,7 @@ def on_ray(
 
 
 def _fit(
-    trials: Sequence[ablation.Trial],
+    jobs: Sequence[Job],
     root: Path,
     stop: Stop,
     resources: Resources,
@@ -218,13 +232,14 @@ def _fit(
     requests = [
         {
             "root": str(root),
-            "id": trial.id,
-            "config": trial.config.model_dump_json(),
+            "id": job.trial.id,
+            "evaluations": [asdict(one) for one in job.evaluations],
+            "replay": list(job.replay),
             "halt": str(stop.file),
             "cwd": os.getcwd(),
-            "share": resources.share(trial.config),
+            "share": resources.share(job.trial.config),
         }
-        for trial in trials
+        for job in jobs
     ]
     logging.getLogger("ray").setLevel(logging.ERROR)
     tuner = tune.Tuner(

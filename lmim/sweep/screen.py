@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 
+from lmim.metrics import full_name
 from lmim.plan import ablation, cost
-from lmim.plan.sweep_file import full_name
 from lmim.sweep.executors import Stop
 from lmim.sweep.standing import Plan, cost_of
 from lmim.sweep.worker import GRACE
-from lmim.trial.folder import State
+from lmim.trial.standing import Standing
 
 if TYPE_CHECKING:
     from lmim.tracking import Tracker
@@ -52,31 +53,33 @@ def trial_table(plan: Plan, running_only: bool = False) -> Table:
         table.caption, table.caption_justify = f" {summary(plan)}", "left"
     trials = list(plan.sweep.trials)
     if running_only and len(trials) > SHOWN:
-        order = {"running": 0, "failed": 1, "interrupted": 2, "new": 3, "done": 4}
+        order = {"running": 0, "failed": 1, "interrupted": 2, "trained": 3, "new": 4, "done": 5}
         trials = sorted(trials, key=lambda trial: order[plan.states[trial.id].status])[:SHOWN]
     for trial in trials:
-        state = plan.states[trial.id]
-        look = {"done": "green", "failed": "red", "running": "cyan"}.get(state.status, "dim")
-        shown = state.outcome if state.outcome in ("collapsed", "diverged") else state.status
+        stands = plan.states[trial.id]
+        state, status = stands.state, stands.status
+        look = {"done": "green", "failed": "red", "running": "cyan"}.get(status, "dim")
+        ended = status == "done" and state.outcome in ("collapsed", "diverged")
+        shown = {"new": "waiting", "trained": "to judge"}.get(status, status)
         table.add_row(
-            trial.arm,
+            escape(trial.arm),
             str(trial.seed),
-            f"[{look}]{'waiting' if state.status == 'new' else shown}[/]",
+            f"[{look}]{state.outcome if ended else shown}[/]",
             f"{state.epoch}/{trial.config.optim.epochs}",
-            _measure(state, metric),
-            duration(state.eta_seconds) if state.status == "running" and state.eta_seconds else "",
+            _measure(stands, metric),
+            duration(state.eta_seconds) if status == "running" and state.eta_seconds else "",
         )
     if len(trials) < len(plan.sweep.trials):
         table.add_row(f"… {len(plan.sweep.trials) - len(trials)} more", "", "", "", "", "")
     return table
 
 
-def _measure(state: State, metric: str) -> str:
+def _measure(stands: Standing, metric: str) -> str:
     name = full_name(metric)
-    if name in state.metrics:
-        return f"{state.metrics[name]:.2f}"
-    loss = state.metrics.get("train/loss")
-    return "" if loss is None or state.status == "done" else f"loss {loss:.3f}"
+    if name in stands.metrics:
+        return f"{stands.metrics[name]:.2f}"
+    loss = stands.metrics.get("train/loss")
+    return "" if loss is None or stands.status == "done" else f"loss {loss:.3f}"
 
 
 def summary(plan: Plan) -> str:
@@ -86,6 +89,7 @@ def summary(plan: Plan) -> str:
         "running": "running",
         "failed": "failed",
         "interrupted": "interrupted",
+        "trained": "to judge",
         "new": "to do",
     }
     counts = [(len(plan.where(status)), word) for status, word in words.items()]
@@ -128,10 +132,10 @@ def watch(
 
 def _progress(plan: Plan) -> str:
     running = [
-        f"{trial.arm}/{trial.seed} {state.epoch}/{trial.config.optim.epochs} "
-        + _measure(state, plan.sweep.metric)
+        f"{trial.arm}/{trial.seed} {stands.state.epoch}/{trial.config.optim.epochs} "
+        + _measure(stands, plan.sweep.metric)
         for trial in plan.where("running")
-        for state in [plan.states[trial.id]]
+        for stands in [plan.states[trial.id]]
     ]
     return "; ".join([summary(plan), *running[:8]])
 
@@ -144,6 +148,8 @@ def cost_line(found: cost.Estimate | None) -> str:
     """
     if found is None:
         return "cost of what is missing: unknown (run python -m lmim.bench, or one trial, to know)"
+    if not found.slots:
+        return "nothing is missing"
     spent = [(found.core_hours, "core"), (found.gpu_hours, "GPU")]
     hours = [f", {hours:,.{2 if hours < 10 else 0}f} {device}-hours" for hours, device in spent if hours]
     wall = f"{duration(found.wall_seconds)}, {found.slots} at a time"
@@ -154,7 +160,7 @@ def cost_line(found: cost.Estimate | None) -> str:
 def show_plan(plan: Plan, out: Path, console: Console, limit: int | None = None) -> None:
     """What --dry-run prints."""
     sweep = plan.sweep
-    console.print(f"{sweep.name} at scale {sweep.scale}: {sweep.question}", highlight=False)
+    console.print(f"{sweep.name} at scale {sweep.scale}: {sweep.question}", markup=False, highlight=False)
     console.print(trial_table(plan))
     console.print(f"{summary(plan)}; {cost_line(cost_of(plan, out, limit))}", highlight=False, soft_wrap=True)
     for claim in sweep.claims:

@@ -1,4 +1,4 @@
-"""How a sweep stands: its trials, each with the state of its folder."""
+"""How a sweep stands: its trials, each with what its folder says."""
 
 import contextlib
 from collections.abc import Mapping, Sequence
@@ -8,9 +8,10 @@ from typing import Any
 
 from lmim.errors import UserError
 from lmim.plan import ablation, cost
-from lmim.plan.sweep_file import full_name
-from lmim.sweep.executors import local_resources
-from lmim.trial.folder import State, TrialFolder
+from lmim.sweep.executors import Job, local_resources
+from lmim.trial.code import code_digest
+from lmim.trial.folder import TrialFolder
+from lmim.trial.standing import Standing, standing
 
 
 @dataclass(frozen=True)
@@ -19,15 +20,15 @@ class Plan:
 
     sweep: ablation.Sweep
     root: Path
-    states: Mapping[str, State] = field(default_factory=dict)
+    states: Mapping[str, Standing] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, sweep: ablation.Sweep, root: Path, known: Mapping[str, State] | None = None) -> "Plan":
+    def read(cls, sweep: ablation.Sweep, root: Path, known: Mapping[str, Standing] | None = None) -> "Plan":
         """Look at the folders; what is `known` to be done is not read again."""
         states = {}
         for trial in sweep.planned:
             old = known.get(trial.id) if known else None
-            states[trial.id] = old if old and old.status == "done" else standing(TrialFolder(root, trial.id))
+            states[trial.id] = old if old and old.status == "done" else _look(sweep, trial, root)
         return cls(sweep, root, states)
 
     def where(self, *status: str) -> list[ablation.Trial]:
@@ -35,15 +36,27 @@ class Plan:
         unique = {trial.id: trial for trial in self.sweep.trials}
         return [trial for trial in unique.values() if self.states[trial.id].status in status]
 
-    def missing(self, todo: Sequence[str]) -> list[ablation.Trial]:
-        """The trials to run now: in a ladder, those of the stages whose predecessor has its winner."""
-        return [trial for trial in self.where(*todo) if not trial.provisional]
+    def missing(self, todo: Sequence[str]) -> list[Job]:
+        """What to run now: in a ladder, trials of the stages whose predecessor has its winner."""
+        wanted = [trial for trial in self.where(*todo) if not trial.provisional]
+        return [Job(trial, self.sweep.evaluations) for trial in wanted]
+
+    def stale(self) -> list[Job]:
+        """One trial of each arm and code that is not today's and was not yet compared with it."""
+        groups: dict[tuple[str, frozenset[str]], list[ablation.Trial]] = {}
+        for trial in {trial.id: trial for trial in self.sweep.planned}.values():
+            stands = self.states[trial.id]
+            if stands.status in ("done", "failed") and stands.codes - {code_digest()}:
+                found = TrialFolder(self.root, trial.id).replayed()
+                if found is None or found.code != code_digest():
+                    groups.setdefault((trial.config.arm, stands.codes), []).append(trial)
+        return [Job(group[0], replay=[trial.id for trial in group]) for group in groups.values()]
 
     def settled(self) -> "Plan":
         """The plan after what is known by now: a ladder's stage that is over names the next one's trials."""
-        name = full_name(self.sweep.metric)
         # a failed trial has no result: its stage has no winner before it is run again
-        known = {key: state.metrics.get(name) for key, state in self.states.items() if state.status == "done"}
+        name = self.sweep.selection
+        known = {key: s.metrics.get(name) for key, s in self.states.items() if s.status == "done"}
         sweep = self.sweep.replan(known)
         if sweep == self.sweep:
             return self
@@ -63,24 +76,22 @@ class Plan:
         ]
 
 
-def standing(folder: TrialFolder) -> State:
-    """A trial's state; one that calls itself running though no process holds it was interrupted."""
-    state = folder.state()
-    if state.status == "running" and not folder.locked():
-        return state.model_copy(update={"status": "interrupted"})
-    return state
+def _look(sweep: ablation.Sweep, trial: ablation.Trial, root: Path) -> Standing:
+    return standing(TrialFolder(root, trial.id), sweep.evaluations, trial.config.data.version or "")
 
 
 def cost_of(plan: Plan, out: Path, limit: int | None) -> cost.Estimate | None:
     """What is missing costs, by the trials in the results folder and the bench's records."""
     finished = []
-    for path in sorted(plan.root.iterdir()) if plan.root.is_dir() else ():
+    for path in sorted(plan.root.glob("[!.]*")):
         folder = TrialFolder(plan.root, path.name)
         with contextlib.suppress(UserError):  # of another version: says nothing about this one
-            finished.append((folder.config(), plan.states.get(folder.id) or folder.state()))
+            state = plan.states[folder.id].state if folder.id in plan.states else folder.state()
+            judging = sum(result.seconds for result in folder.results())
+            finished.append((folder.config(), state.model_copy(update={"seconds": state.seconds + judging})))
     missing = [
-        (trial.config, max(0, trial.config.optim.epochs - plan.states[trial.id].epoch))
-        for trial in plan.where("new", "interrupted", "running")
+        (trial.config, max(0, trial.config.optim.epochs - plan.states[trial.id].state.epoch))
+        for trial in plan.where("new", "interrupted", "running", "trained")
     ]
     found = local_resources()
     machine = cost.Machine(found.cpus, found.gpus, limit)

@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -23,8 +23,10 @@ from typing import Any, BinaryIO, NoReturn
 
 from lmim.config import Config
 from lmim.errors import cause
-from lmim.trial.code import code_version
+from lmim.trial.code import code_digest, code_version, libraries
+from lmim.trial.evaluation import Evaluation, Result, write_result
 from lmim.trial.folder import Busy, ProcessKilled, TrialFolder, signal_name
+from lmim.variants import place_of
 
 RESTARTS = 3
 """How often a trial whose process died goes on from its checkpoint before it counts as failed."""
@@ -38,8 +40,8 @@ GRACE = 20.0
 class _Recorded:
     """Turns an exception in a trial into the trial's result: failed, with its cause."""
 
-    def __init__(self, folder: TrialFolder) -> None:
-        self.folder = folder
+    def __init__(self, folder: TrialFolder, sources: Mapping[str, str]) -> None:
+        self.folder, self.sources = folder, sources
 
     def __enter__(self) -> None:
         return None
@@ -50,26 +52,38 @@ class _Recorded:
         if not isinstance(error, Exception):
             return False
         (self.folder.path / "error.txt").write_text("".join(traceback.format_exception(error)))
-        record_failure(self.folder, cause(error))
+        record_failure(self.folder, cause(error) + place_of(error, self.sources))
         return True
 
 
-def run_here(config: Config, folder: TrialFolder, stop: Callable[[], bool]) -> None:
-    """Train in this process; wait for another one that is at the same trial.
+def run_here(
+    config: Config, folder: TrialFolder, evaluations: Sequence[Evaluation], stop: Callable[[], bool]
+) -> None:
+    """Train and judge in this process; wait for another one that is at the same trial.
 
     Raises:
         ProcessKilled: one of the trial's other processes was.
     """
     from lmim.train.loop import train
 
-    while not stop() and folder.state().status != "done":
-        with _Recorded(folder):
+    def over() -> bool:
+        return folder.state().status == "done" and not folder.missing(evaluations, config.data.version)
+
+    while not stop() and not over():
+        with _Recorded(folder, config.sources):
             try:
-                train(config, folder, stop=stop)
+                train(config, folder, evaluations, stop=stop)
             except Busy:
                 time.sleep(0.5)
                 continue
         return
+
+
+def replay_here(folder: TrialFolder, alike: Sequence[str]) -> None:
+    """Compare today's code with a trial in this process."""
+    from lmim.replay import replay
+
+    replay(folder, [TrialFolder(folder.root, one) for one in alike])
 
 
 def serve() -> None:
@@ -82,9 +96,11 @@ def serve() -> None:
     os.dup2(2, 1)
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver decides what Ctrl-C means
-    import lmim.train.loop  # noqa: F401  the point of this process: its children find the imports done
+    import lmim.replay  # noqa: F401  the point of this process: its children find the imports done
 
-    code_version()  # of the code just imported; a child that asked later would name an edit that it never saw
+    # of the code just imported; a child that asked later would name an edit that it never saw
+    code_version()
+    code_digest()
 
     requests = os.fdopen(0, "rb", buffering=0, closefd=False)
     while request := requests.readline():
@@ -131,8 +147,11 @@ def _child(request: Mapping[str, Any], server: int) -> NoReturn:
         signal.signal(signal.SIGTERM, lambda number, frame: stopping.set())
         signal.signal(signal.SIGUSR1, lambda number, frame: stopping.set())  # Slurm's warning
         threading.Thread(target=_watch_parent, args=(server, stopping), daemon=True).start()
-        config = Config.model_validate_json(request["config"])
-        run_here(config, folder, stopping.is_set)
+        if request["replay"]:
+            replay_here(folder, request["replay"])
+        else:
+            evaluations = [Evaluation(**one) for one in request["evaluations"]]
+            run_here(folder.config(), folder, evaluations, stopping.is_set)
         code = 0
     except ProcessKilled as killed:  # the server starts the trial again, as if this process had been
         print(killed, file=sys.stderr, flush=True)
@@ -225,11 +244,33 @@ def run_on_worker(request: dict[str, Any]) -> None:
             f"died {RESTARTS + 1} times, last by {signal_name(-code)}" if code < 0 else f"exited with {code}"
         )
         hint = " (out of memory?)" if -code == signal.SIGKILL else ""
-        record_failure(folder, f"the trial's process {died}{hint}; see {folder.path / 'output.txt'}")
+        error = f"the trial's process {died}{hint}; see {folder.path / 'output.txt'}"
+        record_failure(folder, error, [Evaluation(**one) for one in request["evaluations"]])
 
 
-def record_failure(folder: TrialFolder, error: str) -> None:
-    """Record a failure, unless the trial is done, has recorded its own, or another process is at it."""
+def record_failure(folder: TrialFolder, error: str, evaluations: Sequence[Evaluation] = ()) -> None:
+    """Record a failure of the training or, if that is done, of the `evaluations` that have no result.
+
+    Not where the trial has recorded its own, or another process is at it.
+    """
     with contextlib.suppress(Busy), folder.lock():
-        if folder.state().status not in ("done", "failed"):
+        state = folder.state()
+        if state.status not in ("done", "failed"):
             folder.update(status="failed", error=error)
+        elif state.status == "done":
+            version = folder.config().data.version or ""
+            for one in folder.missing(evaluations, version):
+                result = Result(
+                    **vars(one),
+                    **libraries(),
+                    data_version=version,
+                    metrics={},
+                    sample={},
+                    seconds=0.0,
+                    error=f"{one.protocol}: {error}",
+                    code=code_digest(),
+                    commit=code_version(),
+                    device=state.device or "",
+                    date=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                )
+                write_result(one.file(folder.path, version), result)

@@ -21,7 +21,9 @@ from lmim.config import Config
 from lmim.errors import UserError, nearest
 from lmim.plan import ablation
 from lmim.train.loop import choose_device, train
-from lmim.trial.folder import ProcessKilled, State, TrialFolder
+from lmim.trial.evaluation import Evaluation
+from lmim.trial.folder import ProcessKilled, TrialFolder
+from lmim.trial.standing import standing
 
 LINE_EVERY = 15.0
 """Seconds between two lines of progress where no terminal shows a bar."""
@@ -59,30 +61,34 @@ def _command(words: Sequence[str]) -> int:
             f"--arm {trial.arm}: stands on the winner of an earlier stage, which python -m lmim.sweep finds"
         )
     choose_device(trial.config)
-    sweep.check_paths([trial])
+    sweep.check_data([trial])
     console = Console(stderr=True, width=None if sys.stderr.isatty() else 120)
     folder = TrialFolder(arguments.out / "trials", trial.id)
     console.print(f"{trial.arm} seed {trial.seed} in {folder.path}", highlight=False, soft_wrap=True)
     try:
-        state = _with_progress(trial.config, folder, console)
+        _with_progress(trial.config, folder, sweep.evaluations, console)
     except KeyboardInterrupt:  # the second Ctrl-C
-        state = folder.state().model_copy(update={"status": "interrupted"})
+        pass
     except ProcessKilled as killed:
         console.print(f"error: {killed}", style="red", highlight=False, soft_wrap=True)
-        state = folder.state().model_copy(update={"status": "interrupted"})
-    if state.status == "interrupted":
+    stands = standing(folder, sweep.evaluations, trial.config.data.version or "")
+    if stands.status not in ("done", "failed"):
         console.print(
-            f"Interrupted at step {state.step} of {state.steps}. To go on:\n"
+            f"Interrupted at step {stands.state.step} of {stands.state.steps}. To go on:\n"
             f"  python -m lmim.train {shlex.join(words)}",
             highlight=False,
             soft_wrap=True,
         )
         return 130
-    print(json.dumps({"id": trial.id, "outcome": state.outcome, **state.metrics}))
+    if stands.error:
+        raise UserError(f"{trial.arm} seed {trial.seed}: {stands.error}")
+    print(json.dumps({"id": trial.id, "outcome": stands.state.outcome, **stands.metrics}))
     return 0
 
 
-def _with_progress(config: Config, folder: TrialFolder, console: Console) -> State:
+def _with_progress(
+    config: Config, folder: TrialFolder, evaluations: Sequence[Evaluation], console: Console
+) -> None:
     """Train with a line of images/s, loss and time left; a signal stops it at the next step."""
     asked: list[int] = []
     lined = time.monotonic()
@@ -119,7 +125,7 @@ def _with_progress(config: Config, folder: TrialFolder, console: Console) -> Sta
             console.print(line, highlight=False, soft_wrap=True)
 
     with bar if console.is_terminal else contextlib.nullcontext():
-        return train(config, folder, report, stop=lambda: bool(asked))
+        train(config, folder, evaluations, report, stop=lambda: bool(asked))
 
 
 if __name__ == "__main__":

@@ -1,21 +1,22 @@
-"""The shared trainer: one config in; metrics, a state and a checkpoint out.
+"""The shared trainer: one config in; metrics, a state, a checkpoint and evaluations out.
 
-It knows nothing of Ray or MLflow: it writes the trial's folder and calls a plain `report(step, metrics)`.
+It knows nothing of Ray or MLflow, nor what it trains (see `objectives/__init__.py`): it writes the trial's
+folder and calls a plain `report(step, metrics)`.
 
-Nothing random needs to be saved (see `data/batches.py`): a run killed at any step and continued from its
+Nothing random needs to be saved (see `batches.py`): a run killed at any step and continued from its
 checkpoint ends with bit-identical weights on the same CPU. (On a GPU the attention's backward pass adds in no
 fixed order.) The processes of a data parallel run all go through the same steps (see `processes.py`); another
 number of them changes the result by rounding.
 """
 
-import io
-import logging
+import contextlib
+import itertools
 import math
 import os
-import pickle
 import platform
+import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,28 +25,25 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lmim.axes.mask import cosine_decay, patchify
+from lmim import objectives
 from lmim.config import Config
 from lmim.data import Dataset, open_dataset
 from lmim.data.augment import crop, normalise
-from lmim.data.batches import MicroBatch, batches, generator
-from lmim.encoder import View
 from lmim.errors import UserError
-from lmim.evaluate import evaluate
+from lmim.evaluate import judge
 from lmim.evaluate.collapse import diagnostics
-from lmim.objectives import OBJECTIVES, Objective
-from lmim.objectives.latent_mim import LatentMIM
-from lmim.train import processes
-from lmim.train.schedules import learning_rate, parameter_groups
-from lmim.trial.code import code_version
+from lmim.metrics import COLLAPSED, RANK_RATIO
+from lmim.objectives import Objective, Setup
+from lmim.schedules import learning_rate
+from lmim.train import checkpoint, processes
+from lmim.train.batches import MicroBatch, batches, generator
+from lmim.train.optimiser import parameter_groups
+from lmim.trial.code import code_digest, code_version, libraries
+from lmim.trial.evaluation import Evaluation, Result, write_result
 from lmim.trial.folder import State, TrialFolder
 
-log = logging.getLogger(__name__)
-
 Report = Callable[[int, dict[str, float]], None]
-
-COLLAPSED = 0.5
-"""A trial has collapsed when training left its features less than this part of their initial rank."""
+Stop = Callable[[], bool]
 
 
 def choose_device(config: Config) -> torch.device:
@@ -67,6 +65,36 @@ def choose_device(config: Config) -> torch.device:
     return torch.device("cuda")
 
 
+def device_name(device: torch.device) -> str:
+    """The GPU's name, or the processor's with its generation: what rounding depends on."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name()
+    name, able = platform.processor() or platform.machine(), torch.backends.cpu.get_cpu_capability()
+    with contextlib.suppress(OSError):
+        said = dict(re.findall(r"^([\w ]+?)\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE))
+        if "model name" in said:
+            name = f"{said['model name']} {said.get('cpu family')}.{said.get('model')}.{said.get('stepping')}"
+    return f"{name} {able}"
+
+
+def open_planned(config: Config) -> Dataset:
+    """The config's dataset, if it is the one that was planned with.
+
+    Raises:
+        UserError: it is another, or not there.
+    """
+    dataset = open_dataset(config.data, config.sources)
+    if config.data.version not in (None, dataset.version):
+        raise UserError(
+            f"data.version: {config.data.name} was {config.data.version} when the trial was planned and is "
+            f"{dataset.version} now: run the sweep again"
+        )
+    return dataset
+
+
+# -------------------------------------------------------------------------------------------- a run
+
+
 @dataclass
 class Progress:
     """What a checkpoint holds besides the weights and the optimiser."""
@@ -82,28 +110,26 @@ class Run:
     def __init__(self, config: Config, dataset: Dataset, device: torch.device) -> None:
         self.config, self.dataset, self.device = config, dataset, device
         torch.manual_seed(generator(config.seed, "weights").initial_seed())
-        self.objective: Objective = OBJECTIVES[config.objective](config, dataset.channels).to(device)
+        data, optim = config.data, config.optim
+        mirrors = data.flip and dataset.flips
+        shape = data.image_size, dataset.channels, dataset.classes
+        setup = Setup(*shape, data.crop_scale, mirrors, config.sources)
+        self.objective: Objective = objectives.build(config, setup).to(device)
         self.progress = Progress()
-        parameters = parameter_groups(self.objective, config.optim.weight_decay)
-        self.optimiser = (
-            torch.optim.AdamW(
-                parameters,
-                lr=0.0,
-                betas=(config.optim.beta1, config.optim.beta2),
-                fused=True,
-            )
-            if any(group["params"] for group in parameters)
-            else None
-        )
+        groups = parameter_groups(self.objective, optim.weight_decay)
+        trained = any(group["params"] for group in groups)
+        betas = optim.beta1, optim.beta2
+        self.optimiser = torch.optim.AdamW(groups, lr=0.0, betas=betas, fused=True) if trained else None
         self.per_epoch = len(dataset.train) // config.step_images
-        if config.optim.epochs and not self.per_epoch:
+        if optim.epochs and not self.per_epoch:
             raise UserError(
                 f"optim.batch_size x optim.accumulate: {config.step_images} is more than the "
                 f"{len(dataset.train)} training images of {dataset.name}"
             )
-        self.steps = config.optim.epochs * self.per_epoch if self.optimiser else 0
-        # sums of loss, term and gradient norm since the last row of the journal, and how many
-        self.sums = torch.zeros(3, device=device)
+        self.steps = optim.epochs * self.per_epoch if trained else 0
+        # what the journal's next row is the mean of: names, their sums over steps, and how many steps
+        self.names: list[str] = []
+        self.sums = torch.zeros(0, device=device)
         self.counted = 0
         self.mean, self.std = (torch.tensor(values, device=device) for values in (dataset.mean, dataset.std))
         self.probe = self._probe()
@@ -112,10 +138,10 @@ class Run:
 
     def _probe(self) -> Float[Tensor, "b c s s"]:
         """The fixed test images on which collapse is watched, the same for every trial."""
-        count = min(self.config.evaluate.probe_images, len(self.dataset.test))
-        order = torch.randperm(len(self.dataset.test), generator=generator(0, "probe"))
+        test = self.dataset.test
+        order = torch.randperm(len(test), generator=generator(0, "probe"))
         side = self.config.data.image_size
-        images, boxes = (part.to(self.device) for part in self.dataset.test.read(order[:count], side))
+        images, boxes = (p.to(self.device) for p in test.read(order[: self.config.watch.images], side))
         return normalise(crop(images, boxes, side), self.mean, self.std)
 
     def autocast(self) -> torch.autocast:
@@ -123,105 +149,94 @@ class Run:
         enabled = self.config.optim.precision == "bfloat16"
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
 
-    def views(self, batch: MicroBatch) -> tuple[Float[Tensor, "b n p"], View]:
-        """Augmented patches and what is visible of them, made on the device as they were drawn."""
-        patch, gap = self.config.encoder.patch_size, self.config.mask.gap
+    def losses(self, batch: MicroBatch, scheduled: dict[str, Tensor]) -> dict[str, Float[Tensor, ""]]:
+        """The objective's figures of a micro-batch, its views cropped on the device as they were drawn."""
         batch = batch.each(lambda tensor: tensor.to(self.device, non_blocking=True))
-        crops = crop(batch.images, batch.draw.boxes, self.config.grid * (patch + gap), batch.draw.mirrored)
-        crops = normalise(crops, self.mean, self.std)
-        return patchify(crops, patch, batch.draw.offsets, gap), batch.draw.view
+        images, boxes, mirrored = (
+            part.flatten(0, 1) for part in (batch.images, batch.draw.boxes, batch.draw.mirrored)
+        )
+        crops = normalise(crop(images, boxes, self.objective.crop_side, mirrored), self.mean, self.std)
+        views = crops.view(*batch.images.shape[:2], *crops.shape[1:])
+        with self.autocast():
+            found: dict[str, Tensor] = self.forward(views, batch.labels, batch.draw.own, scheduled)
+        return found
 
     def step(self, micro_batches: Iterable[MicroBatch]) -> None:
         """One optimiser step and what follows it. Nothing here waits for the device.
 
         The gradient is the mean over the step's micro-batches, whichever processes they are spread over.
         """
-        config, step, objective, optimiser = self.config, self.progress.step, self.objective, self.optimiser
-        assert isinstance(objective, LatentMIM)
+        config, objective, optimiser = self.config, self.objective, self.optimiser
         assert optimiser is not None
         for group in optimiser.param_groups:
-            group["lr"] = learning_rate(config.optim, step / self.per_epoch)
-        # a tensor, because a compiled step would be compiled anew for another number
-        aim = torch.tensor(
-            cosine_decay(step / self.steps, config.mask.similarity_start, config.mask.similarity_end)
-        )
-        losses = torch.zeros(2, device=self.device)
-        for batch in micro_batches:
-            patches, view = self.views(batch)
-            with self.autocast():
-                output = self.forward(patches, view, aim)
-            (output.loss / config.optim.accumulate).backward()
-            losses += torch.stack([output.loss, output.term]).detach() / config.optim.accumulate
+            group["lr"] = learning_rate(config.optim, self.progress.step / self.per_epoch)
+        # tensors, because a compiled step would be compiled anew for another number
+        scheduled = {name: torch.tensor(value) for name, value in self.scheduled().items()}
+        figures = torch.zeros(0, device=self.device)
+        first = self.progress.step * config.optim.accumulate + processes.rank()
+        for number, batch in zip(itertools.count(first, processes.size()), micro_batches, strict=False):
+            # what an objective draws while it runs, such as dropout, is the micro-batch's too
+            torch.manual_seed(generator(config.seed, "forward", number).initial_seed())
+            found = self.losses(batch, scheduled)
+            (found["loss"] / config.optim.accumulate).backward()  # type: ignore[no-untyped-call]
+            self.names = [*found, "grad_norm"]
+            now = torch.stack([*found.values()]).detach() / config.optim.accumulate
+            figures = figures + now if len(figures) else now
         gradients = [parameter.grad for parameter in objective.parameters() if parameter.grad is not None]
-        processes.all_reduce([*gradients, losses])
+        processes.all_reduce([*gradients, figures])
         norm = nn.utils.get_total_norm(gradients)
         if config.optim.clip_grad:
             nn.utils.clip_grads_with_norm_(objective.parameters(), config.optim.clip_grad, norm)
-        self.sums += torch.cat([losses, norm.view(1)])
+        figures = torch.cat([figures, norm.view(1)])
+        self.sums = self.sums + figures if self.counted else figures
         self.counted += 1
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
         self.progress.step += 1
-        # The momentum update that precedes the next step's target pass.
-        momentum = cosine_decay(
-            self.progress.step / self.steps, config.collapse.momentum, config.collapse.momentum_end
-        )
-        objective.target.after_step(objective.encoder, momentum)
+        objective.after_step(self.scheduled())
+
+    def scheduled(self) -> dict[str, float]:
+        """What the objective schedules, at the present step."""
+        return self.objective.scheduled(self.progress.step / max(self.steps, 1))
 
     def training_metrics(self) -> dict[str, float]:
         """Means since the last call. Waits for the device, as do the collapse measures and a checkpoint."""
-        loss, term, norm = (self.sums / max(self.counted, 1)).tolist()
-        self.sums.zero_()
+        means = dict(zip(self.names, (self.sums / self.counted).tolist(), strict=True))
         self.counted = 0
-        epoch = self.progress.step / self.per_epoch
-        return {
-            "train/loss": loss,
-            "train/term": term,
-            "train/grad_norm": norm,
-            "train/lr": learning_rate(self.config.optim, epoch),
-            "train/epoch": epoch,
-        }
+        return {f"train/{name}": value for name, value in (means | self.schedule()).items()}
+
+    def schedule(self) -> dict[str, float]:
+        """What of a row of the journal is a function of the config and the step alone."""
+        epoch = self.progress.step / max(self.per_epoch, 1)
+        return {"lr": learning_rate(self.config.optim, epoch), "epoch": epoch, **self.scheduled()}
 
     @torch.no_grad()
     def collapse_metrics(self) -> dict[str, float]:
         """Collapse measures on the fixed probe batch."""
+        self.objective.eval()
         measures = diagnostics(self.objective.patch_features(self.probe))
+        self.objective.train()
         return {f"collapse/{name}": value.item() for name, value in measures.items()}
 
     def save(self, path: Path) -> None:
-        """Write the checkpoint so that a kill at any moment leaves the old one or the new one."""
-        buffer = io.BytesIO()
-        torch.save(
+        """Write the checkpoint."""
+        checkpoint.save(
+            path,
             {
                 "identity": self.config.identity,
                 "progress": vars(self.progress),
                 "objective": self.objective.state_dict(),
                 "optimiser": self.optimiser.state_dict() if self.optimiser else {},
+                "names": self.names,
                 "sums": self.sums,
                 "counted": self.counted,
             },
-            buffer,
         )
-        temporary = path.with_suffix(".tmp")
-        with temporary.open("wb") as file:
-            file.write(buffer.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
 
     def restore(self, path: Path) -> bool:
-        """Go on from a checkpoint of the same identity; False if there is none that can be read.
-
-        A damaged one is kept beside, under another name: nothing in it could be gone on from.
-        """
-        try:
-            saved = read_checkpoint(path)
-        except FileNotFoundError:
-            return False
-        except (RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
-            aside = path.replace(path.with_suffix(".damaged"))
-            reason = str(error).partition("\n")[0][:100]
-            log.warning("%s cannot be read (%s): kept as %s, begun anew", path, reason, aside.name)
+        """Go on from a checkpoint of the same identity; False if there is none that can be read."""
+        saved = checkpoint.load_or_set_aside(path)
+        if saved is None:
             return False
         if saved["identity"] != self.config.identity:
             raise UserError(
@@ -234,16 +249,35 @@ class Run:
         """Take over what a checkpoint holds."""
         self.progress = Progress(**saved["progress"])
         self.objective.load_state_dict(saved["objective"])
-        if self.optimiser:
+        if self.optimiser and saved["optimiser"]:
             self.optimiser.load_state_dict(saved["optimiser"])
-        self.sums.copy_(saved["sums"])
+        self.names, self.sums = list(saved["names"]), saved["sums"].to(self.device)
         self.counted = saved["counted"]
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """What `Run.save` wrote, on the CPU; loaded without unpickling code."""
-    saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    return saved
+# ------------------------------------------------------------------------------------------ a trial
+
+
+class Journal:
+    """What the trainer writes of a trial: rows, and the state that the newest of them leave.
+
+    The state is kept here, so that a row costs no reading; the disk is waited for with each checkpoint.
+    """
+
+    def __init__(self, folder: TrialFolder, state: State, report: Report) -> None:
+        self.folder, self.state, self.report = folder, state, report
+
+    def note(self, step: int, metrics: dict[str, float], **fields: Any) -> None:
+        """Add a row."""
+        self.folder.append(step, metrics)
+        update = fields | {"step": step, "metrics": self.state.metrics | metrics}
+        self.state = self.folder.write(self.state.model_copy(update=update), durable=False)
+        self.report(step, metrics)
+
+    def set(self, **fields: Any) -> State:
+        """Change the state, for good."""
+        self.state = self.folder.write(self.state.model_copy(update=fields))
+        return self.state
 
 
 def ignore(step: int, metrics: dict[str, float]) -> None:
@@ -251,9 +285,13 @@ def ignore(step: int, metrics: dict[str, float]) -> None:
 
 
 def train(
-    config: Config, folder: TrialFolder, report: Report = ignore, stop: Callable[[], bool] = lambda: False
+    config: Config,
+    folder: TrialFolder,
+    evaluations: Sequence[Evaluation] = (),
+    report: Report = ignore,
+    stop: Stop = lambda: False,
 ) -> State:
-    """Bring one trial up to date: train it from where its folder says, evaluate it, record the result.
+    """Bring one trial up to date: train it from where its folder says, and judge it by what is missing.
 
     A diverged or collapsed trial is a finished result that says so. When `stop()` turns true the trial
     saves a checkpoint at the next step and returns with status `interrupted`.
@@ -265,117 +303,103 @@ def train(
     folder.create(config)
     with folder.lock():
         state = folder.state()
-        if state.status == "done":
+        if state.status == "done" and not folder.missing(evaluations, config.data.version):
             return state
+        begun = time.monotonic()
         device = choose_device(config)
         torch.set_num_threads(config.run.threads)
-        begun = time.monotonic()
-        folder.update(
-            status="running",
-            error=None,
-            started=state.started or time.time(),
-            device=torch.cuda.get_device_name() if device.type == "cuda" else platform.machine(),
-            host=platform.node(),
-            pid=os.getpid(),
-            epochs=config.optim.epochs,
-        )
-        run = Run(config, open_dataset(config.data), device)
+        run = Run(config, open_planned(config), device)
         resumed = run.restore(folder.checkpoint)
-        folder.rewind(run.progress.step if resumed else -1)
-        before = state if resumed else State()
-        folder.update(
-            steps=run.steps,
-            commit=_versions(before.commit, code_version()),
-            dataset_version=_versions(before.dataset_version, run.dataset.version),
-        )
-        return _bring_up_to_date(run, folder, resumed, report, stop, begun)
+        if state.status != "done":
+            state = _train(run, folder, resumed, report, stop, begun)
+        elif run.steps and not resumed:
+            raise UserError(f"{folder.checkpoint}: is gone, and with it what {folder.id} could be judged by")
+        if state.status == "done" and (missing := folder.missing(evaluations, config.data.version)):
+            _evaluate(run, folder, missing, stop)
+        return state
 
 
-def _versions(earlier: str | None, now: str) -> str:
-    """What a trial ran on: a report must see that the code or the data changed on its way.
-
-    >>> _versions(None, "a"), _versions("a", "a"), _versions("a", "b"), _versions("a, then b", "b")
-    ('a', 'a', 'a, then b', 'a, then b')
-    """
-    if earlier and earlier.split(", then ")[-1] == now:
-        return earlier
-    return ", then ".join(filter(None, [earlier, now]))
-
-
-class _Stopped(Exception):
-    """Leaves an evaluation; the trial's last checkpoint is saved by then."""
-
-
-def _bring_up_to_date(
-    run: Run, folder: TrialFolder, resumed: bool, report: Report, stop: Callable[[], bool], begun: float
-) -> State:
-    config, progress, earlier = run.config, run.progress, run.progress.seconds
+def _train(run: Run, folder: TrialFolder, resumed: bool, report: Report, stop: Stop, begun: float) -> State:
+    """From the checkpoint to the end, or until a stop."""
+    config, earlier, old = run.config, run.progress.seconds, folder.state()
+    folder.rewind(run.progress.step if resumed else -1)
+    before = folder.state() if resumed else State(rewinds=folder.state().rewinds)
+    journal = Journal(folder, before, report)
+    journal.set(
+        status="running",
+        error=None,
+        started=old.started or time.time(),
+        device=device_name(run.device),
+        host=platform.node(),
+        pid=os.getpid(),
+        steps=run.steps,
+        epochs=config.optim.epochs,
+        code=joined(before.code, code_digest()),
+        commit=joined(before.commit, code_version()),
+        **libraries(),
+    )
 
     def seconds() -> float:
         return earlier + time.monotonic() - begun
 
     def note(metrics: dict[str, float], **fields: Any) -> None:
-        folder.append(progress.step, metrics)
-        latest.update(metrics)
-        folder.update(
-            step=progress.step,
-            epoch=progress.step // max(run.per_epoch, 1),
-            seconds=seconds(),
-            metrics=dict(latest),
-            **fields,
-        )
-        report(progress.step, metrics)
+        epoch = run.progress.step // max(run.per_epoch, 1)
+        journal.note(run.progress.step, metrics, epoch=epoch, seconds=seconds(), **fields)
 
     def save() -> None:
-        progress.seconds = seconds()
+        run.progress.seconds = seconds()
+        folder.sync()
         run.save(folder.checkpoint)
 
-    def features(images: Float[Tensor, "b c s s"]) -> Float[Tensor, "b d"]:
-        if stop():
-            raise _Stopped
-        return run.objective.features(images)
-
-    latest: dict[str, float] = dict(folder.state().metrics)
-    if progress.step == 0:
+    if run.progress.step == 0:
         initial = run.collapse_metrics()
-        progress.initial_rank = initial["collapse/rank"]
+        run.progress.initial_rank = initial["collapse/rank"]
         note(initial)
     end: End = "trained"
-    if progress.step < run.steps:
+    if run.progress.step < run.steps:
         gpus = run.device.type == "cuda"
         with processes.with_replicas(config.run.processes, gpus, _replica, config, folder, resumed):
             end = _steps(run, stop, note, save)
     if end == "interrupted":
-        return folder.update(status="interrupted", step=progress.step, seconds=seconds())
-    results: dict[str, float] = {}
-    outcome: str | None = "diverged" if end == "diverged" else None
-    if not outcome:
-        try:
-            results = evaluate(
-                features,
-                run.dataset,
-                config.data.image_size,
-                neighbours=config.evaluate.neighbours,
-                device=run.device,
-            )
-        except _Stopped:
-            return folder.update(status="interrupted", seconds=seconds())
-        results["eval/rank_ratio"] = run.collapse_metrics()["collapse/rank"] / progress.initial_rank
-        if not all(map(math.isfinite, results.values())):
-            outcome, results = "diverged", {}
-        elif run.steps:
-            outcome = "collapsed" if results["eval/rank_ratio"] < COLLAPSED else "learned"
-    results["system/seconds"] = seconds()
+        return journal.set(status="interrupted", step=run.progress.step, seconds=seconds())
+    if end == "trained":
+        save()
+    results = {"system/seconds": seconds()}
     if run.device.type == "cuda":
         results["system/gpu_seconds"] = results["system/seconds"] * config.run.gpus * config.run.processes
-    note(results, status="done", outcome=outcome, eta_seconds=0.0, finished=time.time())
-    return folder.state()
+    outcome, ratio = _outcome(run, end)
+    note(ratio | results, outcome=outcome, eta_seconds=0.0)
+    folder.sync()
+    return journal.set(status="done", finished=time.time())
 
 
 End = Literal["trained", "diverged", "interrupted"]
 
 
-def _steps(run: Run, stop: Callable[[], bool], note: Callable[..., None], save: Callable[[], None]) -> End:
+def _outcome(run: Run, end: End) -> tuple[str | None, dict[str, float]]:
+    """What training came to, and how much of its rank the representation kept."""
+    if end == "diverged":
+        return "diverged", {}
+    ratio = run.collapse_metrics()["collapse/rank"] / run.progress.initial_rank
+    if not math.isfinite(ratio):
+        return "diverged", {}
+    if not run.steps:
+        return None, {RANK_RATIO: ratio}
+    return ("collapsed" if ratio < COLLAPSED else "learned"), {RANK_RATIO: ratio}
+
+
+def joined(earlier: str | None, now: str) -> str:
+    """What a trial ran on, in order: a report must see that the code changed on its way.
+
+    >>> joined(None, "a"), joined("a", "a"), joined("a", "b"), joined("a; then b", "b")
+    ('a', 'a', 'a; then b', 'a; then b')
+    """
+    if earlier and earlier.split("; then ")[-1] == now:
+        return earlier
+    return "; then ".join(filter(None, [earlier, now]))
+
+
+def _steps(run: Run, stop: Stop, note: Callable[..., None], save: Callable[[], None]) -> End:
     """The steps that are left, in every process of the trial; the first one's `stop` counts for all."""
     config, progress = run.config, run.progress
     rank, size, pin = processes.rank(), processes.size(), run.device.type == "cuda"
@@ -383,7 +407,9 @@ def _steps(run: Run, stop: Callable[[], bool], note: Callable[..., None], save: 
         weights = sum(parameter.double().sum().item() for parameter in run.objective.parameters())
         processes.check_alike(progress.step, run.steps, run.dataset.version, weights)
     saved, started_at = time.monotonic(), (time.monotonic(), progress.step)
-    for micro_batches in batches(run.dataset, config, progress.step, run.steps, rank, size, pin):
+    for micro_batches in batches(
+        run.dataset.train, config, run.objective, progress.step, run.steps, rank, size, pin
+    ):
         run.step(micro_batches)
         stopping = processes.broadcast(stop())
         last = progress.step == run.steps
@@ -395,12 +421,14 @@ def _steps(run: Run, stop: Callable[[], bool], note: Callable[..., None], save: 
             note(metrics, images_per_second=metrics["system/images_per_second"], eta_seconds=eta)
             if not math.isfinite(metrics["train/loss"] + metrics["train/grad_norm"]):
                 return "diverged"
-        if progress.step % (run.per_epoch * config.evaluate.every_epochs) == 0 or last:
+        if progress.step % (run.per_epoch * config.watch.every_epochs) == 0 or last:
             note(run.collapse_metrics())
-        if last or stopping or time.monotonic() - saved > config.run.checkpoint_seconds:
+        if last:
+            return "trained"
+        if stopping or time.monotonic() - saved > config.run.checkpoint_seconds:
             save()
             saved = time.monotonic()
-            if stopping and not last:
+            if stopping:
                 return "interrupted"
     return "trained"
 
@@ -411,8 +439,44 @@ def _replica(team: processes.Team, rank: int, config: Config, folder: TrialFolde
     device = choose_device(config)
     if device.type == "cuda":
         torch.cuda.set_device(rank)
-    run = Run(config, open_dataset(config.data), device)
+    run = Run(config, open_planned(config), device)
     if resumed:
-        run.go_on_from(read_checkpoint(folder.checkpoint))
+        run.go_on_from(checkpoint.load(folder.checkpoint))
     with team.join(rank):
         _steps(run, lambda: False, lambda *_, **__: None, lambda: None)
+
+
+# ------------------------------------------------------------------------------------- its judgement
+
+
+class _Stopped(Exception):
+    """Leaves an evaluation; the trial's last checkpoint is saved by then."""
+
+
+def _evaluate(run: Run, folder: TrialFolder, missing: Sequence[Evaluation], stop: Stop) -> None:
+    """Judge the trial's encoder by the protocols that have not."""
+
+    def features(images: Float[Tensor, "b c s s"]) -> Float[Tensor, "b d"]:
+        if stop():
+            raise _Stopped
+        return run.objective.features(images)
+
+    run.objective.eval()
+    data = run.config.data
+    with contextlib.suppress(_Stopped):
+        for evaluation, found in judge(features, run.dataset, data.image_size, missing, run.device):
+            write_result(
+                evaluation.file(folder.path, data.version or ""),
+                Result(
+                    **vars(evaluation),
+                    **vars(found),
+                    data_version=data.version or "",
+                    code=code_digest(),
+                    commit=code_version(),
+                    **libraries(),
+                    device=device_name(run.device),
+                    date=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                ),
+            )
+            if stop():
+                break

@@ -1,12 +1,14 @@
-"""Which code makes a result."""
+"""Which code makes a result: provenance (the commit), and whether it is the code of before."""
 
 import functools
 import hashlib
 import os
 import subprocess
+from importlib.metadata import version
 from pathlib import Path
 
 from lmim import __version__
+from lmim.variants import digest
 
 MAKES_RESULTS = (
     "axes",
@@ -15,31 +17,45 @@ MAKES_RESULTS = (
     "encoder.py",
     "evaluate",
     "objectives",
+    "schedules.py",
     "train",
+    "variants.py",
 )
 """The part of the package that decides a trial's numbers; the rest only brings trials to it."""
+LIBRARIES = ("torch", "timm")
+
+
+@functools.cache
+def code_digest(*names: str) -> str:
+    """Twelve hex digits that change when some part of the package, or a library that computes, does.
+
+    All of `MAKES_RESULTS` where no part is named. Comments and layout are not in it.
+
+    Whether a change changes any number, a digest cannot tell: `lmim.replay` can.
+    """
+    package = Path(__file__).parent.parent
+    files = sorted(file for name in names or MAKES_RESULTS for file in _sources(package / name))
+    parts = [f"{file.relative_to(package)} {digest(file.read_text(encoding='utf-8'))}" for file in files]
+    parts += [f"{name} {found}" for name, found in libraries().items()]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
+
+
+def libraries() -> dict[str, str]:
+    """The versions of what computes a result."""
+    return {name: version(name) for name in LIBRARIES}
 
 
 @functools.cache
 def code_version() -> str:
-    """What code made a result: the last commit that touched what a result depends on, or a hash of it.
+    """The commit of the code that makes results, for people.
 
-    `<commit>` when `MAKES_RESULTS` is as committed, `<commit>+dirty.<8 hex of the sources>` when it
-    is not, `<version>+<8 hex of the sources>` when it was installed without git.
+    `<commit>` when `MAKES_RESULTS` is as committed, `<commit>+dirty` when it is not, the version when it was
+    installed without git.
     """
     package = Path(__file__).parent.parent
-    digest = hashlib.sha256()
-    for file in sorted(file for name in MAKES_RESULTS for file in _sources(package / name)):
-        digest.update(f"{file.relative_to(package)}\n".encode() + file.read_bytes())
-    sources = digest.hexdigest()[:8]
-    commit = _git(package, "log", "-1", "--format=%h", "--abbrev=10", "--", *MAKES_RESULTS)
-    if not commit:
-        return f"{__version__}+{sources}"
-    return (
-        f"{commit}+dirty.{sources}"
-        if _git(package, "status", "--porcelain", "--", *MAKES_RESULTS)
-        else commit
-    )
+    commit = _git(package, "log", "-1", "--format=%h", "--abbrev=10", "--", *MAKES_RESULTS) or __version__
+    dirty = "+dirty" if _git(package, "status", "--porcelain", "--", *MAKES_RESULTS) else ""
+    return commit + dirty
 
 
 def _sources(path: Path) -> list[Path]:

@@ -4,7 +4,10 @@
         config.json      the resolved config, written once
         state.json       how it stands (replaced atomically, with a heartbeat)
         journal.jsonl    the metrics, one row a line, append-only
-        checkpoint.pt    where to go on
+        checkpoint.pt    where to go on; in the end, what is judged
+        evaluations/     what each protocol found, a file each
+        sources/         the user's own code that it was trained with
+        replay.json      whether the present code gives the same figures
         lock             held by the process that runs the trial
 
 Everything else (MLflow, tables) is derived from these files and may be deleted.
@@ -18,7 +21,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -28,6 +31,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from lmim.config import Config
 from lmim.errors import UserError
 from lmim.files import write_atomic
+from lmim.trial.evaluation import Evaluation, Result, read_result
 
 Status = Literal["new", "running", "interrupted", "done", "failed"]
 Outcome = Literal["learned", "collapsed", "diverged"]
@@ -87,14 +91,18 @@ class State(BaseModel):
     seconds: float = 0.0
     started: float | None = None
     finished: float | None = None
+    code: str | None = None
+    """What trained it, by `code_digest`; several where it went on with other code."""
     commit: str | None = None
-    dataset_version: str | None = None
+    torch: str | None = None
+    timm: str | None = None
     device: str | None = None
     host: str | None = None
     pid: int | None = None
     rewinds: int = 0
     """How often the journal was cut back; a reader that sees it change starts over."""
     metrics: dict[str, float] = Field(default_factory=dict)
+    """The newest of each that the journal has."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +112,20 @@ class Row:
     step: int
     time: float
     metrics: dict[str, float]
+
+
+class Replay(BaseModel):
+    """What a replay by other code than the trial's found: see `lmim/replay.py`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    code: str
+    """The code that was compared, by `code_digest`."""
+    commit: str
+    of: str
+    """The trial that was replayed: this one, or one of the same arm and code."""
+    difference: str = ""
+    """The first figure that differs; empty where none does."""
 
 
 @dataclass(frozen=True)
@@ -146,6 +168,10 @@ class TrialFolder:
                 return
         self.path.mkdir(parents=True, exist_ok=True)
         write_atomic(file, config.model_dump_json(indent=2) + "\n")
+        for name, text in config.sources.items():
+            copy = self.path / "sources" / (name if name.endswith(".py") else f"{name}.py")
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(copy, text)
 
     def config(self) -> Config:
         """The config that the folder was made for."""
@@ -155,9 +181,12 @@ class TrialFolder:
         except FileNotFoundError:
             raise UserError(f"{file}: no such trial") from None
         try:
-            return Config.model_validate_json(text)
+            return Config.read_json(text)
         except ValueError as error:  # not JSON, not UTF-8, or of another version's schema
-            raise UserError(f"{file}: not a config of this version ({_first(error)}); move it away") from None
+            raise UserError(
+                f"{file}: not a config of this version ({_first(error)}); python -m lmim.migrate reads older "
+                "ones, else move it away"
+            ) from None
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -205,7 +234,9 @@ class TrialFolder:
         """
         file = self.path / "state.json"
         try:
-            return State.model_validate_json(file.read_text(encoding="utf-8"))
+            text = file.read_text(encoding="utf-8")
+            # what a host may leave that dies before a heartbeat is on its disk
+            return State.model_validate_json(text) if text else State(status="interrupted")
         except FileNotFoundError:
             return State()
         except ValueError as error:
@@ -216,18 +247,56 @@ class TrialFolder:
 
     def update(self, **fields: Any) -> State:
         """Change some fields of the state, stamp the heartbeat, and put it on disk."""
-        state = State.model_validate(self.state().model_dump() | fields | {"heartbeat": time.time()})
+        return self.write(State.model_validate(self.state().model_dump() | fields))
+
+    def write(self, state: State, durable: bool = True) -> State:
+        """Put a state on disk as a whole, its heartbeat stamped; `durable` waits for the disk."""
+        state = state.model_copy(update={"heartbeat": time.time()})
         self.path.mkdir(parents=True, exist_ok=True)
-        write_atomic(self.path / "state.json", state.model_dump_json(indent=2) + "\n")
+        write_atomic(self.path / "state.json", state.model_dump_json(indent=2) + "\n", durable)
         return state
 
+    def missing(self, evaluations: Sequence[Evaluation], version: str | None) -> list[Evaluation]:
+        """Those that have no result yet; `version` is that of the trial's data. What diverged has none."""
+        absent = [one for one in evaluations if not one.file(self.path, version or "").is_file()]
+        return absent if absent and self.state().outcome != "diverged" else []
+
+    def results(self) -> list[Result]:
+        """Every evaluation that is there.
+
+        Raises:
+            UserError: a file is damaged.
+        """
+        files = sorted((self.path / "evaluations").glob("*.json"))
+        return [result for result in map(read_result, files) if result is not None]
+
+    def forget_failures(self) -> None:
+        """Drop the evaluations that failed, so that they are missing again."""
+        for file in (self.path / "evaluations").glob("*.json"):
+            if (result := read_result(file)) is not None and result.error:
+                file.unlink()
+
+    def replayed(self) -> Replay | None:
+        """The newest replay, if there was one."""
+        try:
+            return Replay.model_validate_json((self.path / "replay.json").read_bytes())
+        except (FileNotFoundError, ValueError):  # a damaged one is made again
+            return None
+
+    def record_replay(self, found: Replay) -> None:
+        """Remember what a replay found."""
+        write_atomic(self.path / "replay.json", found.model_dump_json(indent=2) + "\n")
+
     def append(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Add one row to the journal. Steps never decrease (see `rewind`)."""
+        """Add one row to the journal. Steps never decrease (see `rewind`); `sync` makes it durable."""
         row = {"step": step, "time": time.time(), "metrics": {k: _to_json(v) for k, v in metrics.items()}}
         with self.journal.open("ab") as file:
             file.write(json.dumps(row, allow_nan=False).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())  # or a host that dies could keep a checkpoint newer than its journal
+
+    def sync(self) -> None:
+        """Wait until the journal is on the disk: before a checkpoint, which must not be newer than it."""
+        with self.journal.open("ab") as file:
+            os.fsync(file.fileno())
 
     def rows(self, offset: int = 0) -> tuple[list[Row], int]:
         """The complete rows from byte `offset` on, and the offset to go on from.

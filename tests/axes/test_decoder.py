@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from lmim import config
 from lmim.axes.decoder import DECODERS, visual_cues
 from lmim.axes.mask import sample_view
 from lmim.encoder import initialise, sincos_positions, take
@@ -11,7 +10,7 @@ from lmim.encoder import initialise, sincos_positions, take
 
 def build(kind: str, cues: bool = True) -> torch.nn.Module:
     torch.manual_seed(0)
-    decoder = DECODERS[kind](config.Decoder(width=16, depth=2, heads=4, cues=cues), latent_width=24, grid=4)
+    decoder = DECODERS[kind](latent_width=24, grid=4, width=16, depth=2, heads=4, cues=cues)
     initialise(decoder)
     return decoder
 

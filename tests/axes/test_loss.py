@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lmim.axes.loss import LOSSES, build_loss, cosine, norm_mse, patch_discrimination
-from lmim.config import Loss
+from lmim.axes.loss import LOSSES, cosine, norm_mse, patch_discrimination
+from lmim.config import Config
+from lmim.objectives import Setup
 
 
 @pytest.fixture
@@ -75,6 +76,7 @@ def test_cosine_runs_from_zero_to_two(latents: tuple[Tensor, Tensor]) -> None:
 def test_tau_reaches_patch_discrimination(latents: tuple[Tensor, Tensor]) -> None:
     """A temperature axis that changes nothing would look like a finding."""
     prediction, target = latents
-    loss = build_loss(Loss(kind="patch_discrimination", tau=0.5))
+    config = Config.read({"loss": {"kind": "patch_discrimination", "tau": 0.5}})
+    loss = Setup(side=20, channels=1, classes=1).variant("loss", config.section("loss"))
     torch.testing.assert_close(loss(prediction, target), patch_discrimination(prediction, target, tau=0.5))
     assert not torch.allclose(loss(prediction, target), patch_discrimination(prediction, target))

@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmim.axes.mask import (
-    cosine_decay,
     patchify,
     sample_offsets,
     sample_view,
@@ -79,10 +78,3 @@ def test_the_constraint_is_zero_at_its_aim() -> None:
     same = torch.ones(2, 5, 4)
     assert similarity_constraint(same, same, 1.0).item() == pytest.approx(0, abs=1e-10)
     assert similarity_constraint(same, same, 0.0).item() == pytest.approx(2)
-
-
-@given(st.floats(0, 1), st.floats(-1, 1), st.floats(-1, 1))
-def test_cosine_decay_stays_between_its_ends(progress: float, start: float, end: float) -> None:
-    """A momentum above one would make the target run away."""
-    low, high = min(start, end), max(start, end)
-    assert low - 1e-12 <= cosine_decay(progress, start, end) <= high + 1e-12

@@ -1,10 +1,9 @@
-"""The three protocols over a whole dataset, in one pass of each split."""
+"""All protocols over a whole dataset, in one pass of each split."""
 
 import math
-import subprocess
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pytest
 import torch
@@ -13,9 +12,11 @@ from torch import Tensor
 
 from lmim.data import Dataset
 from lmim.data.augment import WHOLE
-from lmim.evaluate import evaluate
+from lmim.evaluate import Judged, features, judge, sampled
+from lmim.evaluate.knn import Neighbours
 from lmim.evaluate.linear import linear_top1
-from lmim.evaluate.nearest import knn_top1, nn_top1
+from lmim.evaluate.nn import nn_top1
+from lmim.trial.evaluation import read_evaluations
 
 MEAN, STD = (0.4,), (0.2,)
 
@@ -51,39 +52,129 @@ def images(count: int, seed: int) -> Images:
     return Images(noisy.clamp(0, 255).byte(), labels)
 
 
+def judged_by(*arguments: Any) -> list[Judged]:
+    """What each evaluation found."""
+    return [found for _, found in judge(*arguments)]
+
+
 def dataset(train: Images, test: Images) -> Dataset:
-    return Dataset("test", "1", 1, 3, MEAN, STD, False, train, test)
+    return Dataset("test", "1", 1, 3, MEAN, STD, False, train, test, test)
 
 
 def flat(x: Float[Tensor, "b c s s"]) -> Float[Tensor, "b d"]:
     return x.flatten(1)
 
 
-@pytest.mark.parametrize("batch", [7, 1000])
-def test_every_protocol_sees_every_normalised_image_once(batch: int) -> None:
+def knn_top1(train: Images, test: Images, k: int) -> float:
+    """All features in memory at once."""
+    neighbours = Neighbours(pixels(test), k)
+    neighbours.update(pixels(train), train.labels)
+    return neighbours.top1(test.labels)
+
+
+def pixels(part: Images) -> Tensor:
+    return flat((part.images.float() / 255 - MEAN[0]) / STD[0])
+
+
+@pytest.mark.parametrize("batch", [7, 256, 1000])
+def test_every_protocol_sees_every_normalised_image_once(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A split mixed up, an image skipped or pixels left as they are would bias all arms without a sign."""
+    monkeypatch.setattr(features, "BATCH", batch)
     train, test = images(200, 0), images(90, 1)
-    scores = evaluate(flat, dataset(train, test), side=4, neighbours=5, batch=batch)
+    evaluations = read_evaluations(["nn", {"knn": {"k": 5}}, "linear", "knn"])
+    judged = judged_by(flat, dataset(train, test), 4, evaluations)
     assert train.seen == list(range(200))
     assert test.seen == list(range(90))
-    x, z = (flat((part.images.float() / 255 - MEAN[0]) / STD[0]) for part in (train, test))
+    scores = {name: value for one in judged for name, value in one.metrics.items()}
     assert scores == pytest.approx(
         {
-            "eval/nn_top1": nn_top1(z, test.labels),
-            "eval/knn_top1": knn_top1(x, train.labels, z, test.labels, k=5),
-            "eval/linear_top1": linear_top1([(x, train.labels)], [(z, test.labels)], 3),
+            "eval/nn_top1": nn_top1(pixels(test), test.labels),
+            "eval/knn_top1.k5": knn_top1(train, test, k=5),
+            "eval/linear_top1": linear_top1(
+                [(pixels(train), train.labels)], [(pixels(test), test.labels)], 3
+            ),
+            "eval/knn_top1": knn_top1(train, test, k=20),
         },
         abs=1.2,  # an image whose neighbours tie may fall either way
     )
     assert all(45 < score < 100 for score in scores.values())
+    assert all(one.sample == one.metrics and one.seconds > 0 for one in judged)  # all fit in a sample
+
+
+def test_the_validation_split_is_judged_where_it_is_asked_for() -> None:
+    """A ladder that chose its winners by the test split would report figures that are too good."""
+    train, test, val = images(200, 0), images(90, 1), images(60, 2)
+    data = dataset(train, test)
+    object.__setattr__(data, "val", val)
+    [one] = read_evaluations(["nn"])
+    on_test, on_val = judged_by(flat, data, 4, [one, replace(one, split="val")])
+    assert on_test.metrics == {"eval/nn_top1": pytest.approx(nn_top1(pixels(test), test.labels), abs=1.2)}
+    assert on_val.metrics == {"val/nn_top1": pytest.approx(nn_top1(pixels(val), val.labels), abs=1.2)}
+    assert [len(part.seen) for part in (train, test, val)] == [200, 90, 60]
+    test.seen.clear()
+    assert judged_by(flat, data, 4, [replace(one, split="val")])[0].metrics == on_val.metrics
+    assert not test.seen
+
+
+def test_a_sample_alone_gives_the_figures_that_are_stored_with_a_result() -> None:
+    """Else old results would be thrown out, or kept, by figures of other images."""
+    data = dataset(images(1500, 0), images(400, 1))
+    whole, alone = (judged_by(flat, part, 4, read_evaluations()) for part in (data, sampled(data)))
+    assert [one.sample for one in whole] == [one.metrics for one in alone] == [one.sample for one in alone]
+    assert [one.sample for one in whole] != [one.metrics for one in whole]
+
+
+GAP = """
+import torch
+METRICS = {"gap": {"label": "distance gap", "better": "higher"}, "images": {"label": "images"}}
+def gap(frozen, *, scale: float = 1.0):
+    features, labels = frozen.judged.whole()
+    same = labels[:, None] == labels
+    distance = torch.cdist(features, features)
+    seen = sum(len(labels) for features, labels in frozen.train.batches())
+    return {"gap": scale * (distance[~same].mean() - distance[same].mean()), "images": seen}
+"""
+
+
+def test_a_protocol_of_the_users_own() -> None:
+    """Without it a new way of judging would mean a fork."""
+    train, test = images(300, 0), images(90, 1)
+    entries = ["mine.py:gap", {"mine.py:gap": {"scale": 2}}]
+    plain, double = judged_by(flat, dataset(train, test), 4, read_evaluations(entries, {"mine.py": GAP}))
+    z, same = pixels(test), test.labels[:, None] == test.labels
+    expected = (z[:, None] - z).norm(dim=2)
+    gap = float(expected[~same].mean() - expected[same].mean())
+    assert plain.metrics == pytest.approx({"eval/gap": gap, "eval/images": 300}, rel=1e-4)
+    assert double.metrics == pytest.approx({"eval/gap.scale2": 2 * gap, "eval/images.scale2": 300}, rel=1e-4)
+
+
+def test_figures_that_a_protocol_does_not_name_are_refused() -> None:
+    """They would be in no table, or in one without label and direction."""
+    source = GAP.replace('"images": seen', '"image": seen')
+    evaluations = read_evaluations(["mine.py:gap", "nn"], {"mine.py": source})
+    wrong, right = judged_by(flat, dataset(images(30, 0), images(9, 1)), 4, evaluations)
+    assert wrong.error.endswith(
+        "mine.py:gap: expected the figures of its METRICS, gap, images; found gap, image"
+    )
+    assert (wrong.metrics, right.error) == ({}, "")
+
+
+def test_a_protocol_that_fails_is_named_with_its_line_and_the_others_go_on() -> None:
+    """One mistake in a user's protocol would cost the figures of all the others."""
+    source = GAP.replace("seen =", "1 / 0\n    seen =", 1)
+    evaluations = read_evaluations(["mine.py:gap", "nn"], {"mine.py": source})
+    wrong, right = judged_by(flat, dataset(images(30, 0), images(9, 1)), 4, evaluations)
+    assert "mine.py:gap: ZeroDivisionError: division by zero (mine.py:" in wrong.error
+    assert right.metrics
 
 
 @pytest.mark.parametrize("spoil", [lambda x: x / 0, lambda x: x * math.nan, lambda x: x * math.inf])
 def test_an_encoder_that_diverged_has_no_accuracy(spoil: Callable[[Tensor], Tensor]) -> None:
     """Scored like any other, NaN features would stand in the table as an accuracy near chance."""
-    scores = evaluate(lambda x: spoil(flat(x)), dataset(images(40, 0), images(20, 1)), side=4)
-    assert len(scores) == 3
-    assert all(math.isnan(score) for score in scores.values())
+    judged = judged_by(lambda x: spoil(flat(x)), dataset(images(40, 0), images(20, 1)), 4, read_evaluations())
+    scores = [score for one in judged for score in (*one.metrics.values(), *one.sample.values())]
+    assert len(scores) == 6
+    assert all(math.isnan(score) for score in scores)
 
 
 def test_no_graph_is_kept() -> None:
@@ -95,26 +186,13 @@ def test_no_graph_is_kept() -> None:
         features.append(flat(x) * weight)
         return features[-1]
 
-    evaluate(encode, dataset(images(40, 0), images(20, 1)), side=4)
+    judged_by(encode, dataset(images(40, 0), images(20, 1)), 4, read_evaluations())
+    assert features
     assert not any(part.requires_grad for part in features)
 
 
-def test_memory_does_not_grow_with_the_training_set() -> None:
-    """ImageNet's training features alone would take gigabytes; 250 MB of features pass through here."""
-    program = """
-import resource, torch
-from lmim.evaluate.linear import Ridge
-from lmim.evaluate.nearest import Neighbours
-torch.set_num_threads(1)
-ridge, nearest = Ridge(10), Neighbours(torch.randn(50, 64), 20)
-peaks = []
-for step in range(500):
-    batch = torch.randn(2000, 64), torch.randint(10, (2000,))
-    ridge.update(*batch)
-    nearest.update(*batch)
-    peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-ridge.predict(torch.randn(50, 64)), nearest.predict()
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peaks[20]) / 1024)
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert float(done.stdout) < 40
+def test_without_evaluations_nothing_is_encoded() -> None:
+    """A sweep that asks for none would pay for a pass over the training images."""
+    train = images(40, 0)
+    assert judged_by(flat, dataset(train, images(20, 1)), 4, []) == []
+    assert not train.seen

@@ -10,6 +10,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from lmim.evaluate import linear
+from lmim.evaluate.features import Frozen, Labelled
 from lmim.evaluate.linear import Ridge, linear_top1
 
 
@@ -45,7 +46,8 @@ def test_agrees_with_scikit_learn(penalty: float, monkeypatch: pytest.MonkeyPatc
     assert torch.equal(ridge.predict(test), predicted)
     expected = 100 * float((predicted == test_labels).float().mean())
     assert 30 < expected < 99
-    assert linear_top1([(train, train_labels)], [(test, test_labels)], 4) == pytest.approx(expected)
+    frozen = Frozen(Labelled(train, train_labels), Labelled(test, test_labels), 4)
+    assert linear.linear(frozen) == pytest.approx({"linear_top1": expected})
 
 
 def test_does_not_depend_on_the_batches() -> None:

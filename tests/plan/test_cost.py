@@ -1,4 +1,4 @@
-"""The cost of a sweep before it runs: the formula against the counter, the estimate against arithmetic."""
+"""The cost of a sweep before it runs: the estimate against arithmetic; `test_survey.py` has the counter."""
 
 import json
 import os
@@ -10,31 +10,27 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from torch.utils.flop_counter import FlopCounterMode
 
-from lmim.bench import Steps
-from lmim.config import Config, Data, choices, merge
-from lmim.data import open_dataset
-from lmim.data.glyphs import Recipe
-from lmim.plan import cost
+from lmim.config import Config, merge
+from lmim.plan import cost, facts
 from lmim.sweep.executors import local_resources
 from lmim.trial.folder import State
 
 REPOSITORY = Path(__file__).parents[2]
-DEMO: dict[str, Any] = {"projector.width": 128, "run.device": "cpu", "data.crop_scale": 0.5}
+SMALL: dict[str, Any] = {"projector.width": 128, "run.device": "cpu", "data.name": "digits"}
 ONE_CORE = cost.Machine(cores=1, gpus=0)
 RECORD = {
     "training": [
         {
             **{"scale": "demo", "device": "cpu", "precision": "float32", "compile": False},
-            **{"images_per_second": {"median": 1000.0}, "formula_flops_per_image": 1e6},
+            **{"images_per_second": {"median": 1000.0}, "flops_per_image": 1e6},
         }
     ],
     "at_once": [
         {
             **{"scale": "demo", "device": "cpu", "processes": 1, "images_per_second": {"median": 1000.0}},
             **{"evaluation_seconds": 1.0, "evaluation_flops_per_second": 2e9},
-            **{"precision": "float32", "compile": False, "formula_flops_per_image": 1e6},
+            **{"precision": "float32", "compile": False, "flops_per_image": 1e6},
         },
         {"scale": "demo", "device": "cpu", "processes": 4, "images_per_second": {"median": 500.0}},
     ],
@@ -42,8 +38,8 @@ RECORD = {
 
 
 def config(**change: Any) -> Config:
-    """The demo scale's config, changed."""
-    return Config.model_validate(merge(merge({}, DEMO), {k.replace("__", "."): v for k, v in change.items()}))
+    """A small config, changed."""
+    return Config.read(merge(merge({}, SMALL), {k.replace("__", "."): v for k, v in change.items()}))
 
 
 def hours(found: cost.Estimate | None) -> tuple[float, float]:
@@ -52,41 +48,36 @@ def hours(found: cost.Estimate | None) -> tuple[float, float]:
     return found.core_hours, found.gpu_hours
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {},
-        {"decoder": "self_attention", "decoder__width": 96, "projector__depth": 0},
-        {"collapse": "joint", "collapse__target_sees": "all", "encoder__width": 128},
-        {"collapse": "frozen_random", "loss": "mse", "mask__similarity": 0.0, "mask__ratio": 0.5},
-    ],
-)
-def test_the_formula_counts_what_a_step_computes(change: dict[str, Any]) -> None:
-    """Otherwise an arm's cost is scaled by FLOPs that it does not need."""
-    steps = Steps(config(**change, optim__batch_size=8))
-    with FlopCounterMode(display=False) as counter:
-        steps.seconds()
-    counted = counter.get_total_flops() / 8
-    assert cost.step_flops(steps.run.config) == pytest.approx(counted, rel=0.1)
+def work(config: Config) -> cost.Work:
+    """What it has to do."""
+    return cost.works([config])[config.arm]
 
 
-def test_a_dataset_of_ones_own_is_planned_without_a_price(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A dataset is added in one place: no other table must know it before it can be used."""
-    monkeypatch.delitem(cost.SIZES, "digits")
-    mine = config(data__name="digits", data__image_size=8, encoder__patch_size=2)
-    done = State(status="done", seconds=10.0)
-    machine = cost.Machine(cores=4, gpus=0)
-    assert cost.estimate([(mine, 1)], [(mine, done)], machine, cost.read_records(Path("none"))) is None
-
-
-def test_the_sizes_are_the_datasets_own() -> None:
+def test_an_epoch_is_the_steps_over_the_images_that_there_are() -> None:
     """Otherwise an epoch is taken to be longer or shorter than it is."""
-    assert set(cost.SIZES) <= set(choices("data/datasets", "DATASETS"))
-    assert cost.SIZES["glyphs"] == (Recipe().train_images, Recipe().test_images, 1)
-    digits = open_dataset(Data(name="digits", image_size=8))
-    assert cost.SIZES["digits"] == (len(digits.train), len(digits.test), digits.channels)
-    assert cost.size_of(config(data__train_images=300)).train == 300
-    assert cost.size_of(config(data__train_images=10**6)).train == 20_000
+    data, (flops,) = facts.data_of(config()), facts.flops_of([config()])
+    assert data == facts.Data(data.version, 1213, 134, 450, 1, 10)
+    steps = 1213 // 128 * 128 * flops.step
+    watched = 512 * flops.encode
+    assert work(config()).epoch == pytest.approx(steps + watched)
+    assert work(config(watch__every_epochs=4)).epoch == pytest.approx(steps + watched / 4)
+    few = work(config(data__train_images=300))
+    assert few.epoch == pytest.approx(2 * 128 * flops.step + watched)
+    assert few.evaluation == cost.evaluation(flops, 300, 450) < work(config()).evaluation
+    assert work(config(data__train_images=10**6)).epoch == work(config()).epoch
+
+
+def test_models_beyond_those_that_are_counted_get_the_mean(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise a plan of thousands of models builds each of them before it says what they cost."""
+    widths = [config(encoder__width=width) for width in (32, 64, 128)]
+    counted = [work(one).step for one in widths]
+    monkeypatch.setattr(cost, "MODELS", 2)
+    found = cost.works([*widths, config(encoder__width=32, seed=1)])
+    assert [found[one.arm].step for one in widths] == [
+        counted[0],
+        pytest.approx((counted[0] + counted[2]) / 2),
+        counted[2],
+    ]
 
 
 def test_what_is_measured_here_counts_first() -> None:
@@ -101,7 +92,7 @@ def test_what_is_measured_here_counts_first() -> None:
     bench = cost.estimate([(one, 4)], [], ONE_CORE, records)
     assert bench is not None
     assert bench.basis == "by mine"
-    flops = cost.training_flops(one, 4) / 1e9 + cost.evaluation_flops(one) / 2e9
+    flops = 4 * work(one).epoch / 1e9 + work(one).evaluation / 2e9
     assert bench.wall_seconds == pytest.approx(flops)
     assert cost.estimate([(one, 4)], [], ONE_CORE, []) is None
 
@@ -113,7 +104,7 @@ def test_only_what_is_left_costs() -> None:
     def priced(epochs: int, left: int) -> float:
         return hours(cost.estimate([(config(optim__epochs=epochs), left)], [], ONE_CORE, records))[0] * 3600
 
-    judged = cost.evaluation_flops(config()) / 2e9
+    judged = work(config()).evaluation / 2e9
     assert priced(0, 0) == pytest.approx(judged)
     assert (priced(10, 10) - judged) == pytest.approx(2 * (priced(10, 5) - judged))
 
@@ -139,7 +130,7 @@ def test_a_gpu_that_was_never_measured_is_an_assumption() -> None:
     found = cost.estimate([(whole, 100)] * 2, [], ONE_CORE, [("mine", RECORD)])
     assert found is not None
     assert found.basis.startswith("assuming 45 TFLOP/s")
-    flops = cost.training_flops(whole, 100) + cost.evaluation_flops(whole)
+    flops = 100 * work(whole).epoch + work(whole).evaluation
     assert found.core_hours == 0
     assert found.gpu_hours == pytest.approx(2 * flops / 4.5e13 / 3600)
     shared = cost.estimate([(half, 100)] * 2, [], ONE_CORE, [("mine", RECORD)])

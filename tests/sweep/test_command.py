@@ -1,5 +1,6 @@
 """The command, from the command line: planning, real Ray sweeps, kills, and what bad input gets."""
 
+import csv
 import json
 import os
 import re
@@ -7,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,89 +16,13 @@ import pytest
 from mlflow import MlflowClient
 
 from lmim.config import Config
-from lmim.errors import UserError
 from lmim.plan.ablation import load
 from lmim.sweep import command
-from lmim.sweep.executors import Resources
-from lmim.sweep.standing import standing
-from lmim.trial.folder import State, TrialFolder
-
-REPOSITORY = Path(__file__).parents[2]
-TINY = [
-    *("data.name=digits", "data.image_size=8", "data.train_images=128", "encoder.patch_size=2"),
-    *("encoder.width=16", "encoder.depth=1", "encoder.heads=2", "projector.width=16", "projector.depth=1"),
-    *("decoder.width=16", "decoder.depth=1", "decoder.heads=2", "optim.batch_size=64"),
-    *("evaluate.every_epochs=1000", "run.log_every=1", "run.checkpoint_seconds=0.0"),
-]
-
-
-def write(folder: Path, name: str = "tiny", arms: str = "[mse, cosine]", seeds: str = "[0, 1]") -> Path:
-    """A sweep file of small trials."""
-    file = folder / f"{name}.yaml"
-    file.write_text(
-        f"name: {name}\nquestion: does it run?\naxes: {{loss: {arms}}}\nseeds: {seeds}\nmetric: knn_top1\n"
-    )
-    return file
-
-
-def arguments(file: Path, *more: str, epochs: int = 1) -> list[str]:
-    """The command's arguments for tiny trials, with everything under the file's folder."""
-    sets = [word for setting in [*TINY, f"optim.epochs={epochs}"] for word in ("--set", setting)]
-    return [str(file), "--out", str(file.parent / "out"), *sets, *more]
-
-
-def start(words: list[str]) -> subprocess.Popen[str]:
-    """The command in a process of its own."""
-    environment = os.environ | {
-        "PYTHONPATH": str(REPOSITORY),
-        "LMIM_CACHE": str(Path(words[0]).parent / "cache"),
-    }
-    return subprocess.Popen(
-        [sys.executable, "-m", "lmim.sweep", *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=environment,
-        cwd=Path(words[0]).parent,
-    )
-
-
-def run(words: list[str]) -> str:
-    """Run the command to its end; what it printed."""
-    process = start(words)
-    printed, _ = process.communicate(timeout=200)
-    assert process.returncode == 0, printed
-    return printed
-
-
-def eventually(holds: Callable[[], Any], what: str, seconds: float = 60.0) -> Any:
-    """Wait for something true, and return it."""
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        if found := holds():
-            return found
-        time.sleep(0.05)
-    raise AssertionError(f"not within {seconds:g} s: {what}")
-
-
-def folders(file: Path) -> list[TrialFolder]:
-    """The trials' folders beside a sweep file."""
-    root = file.parent / "out" / "trials"
-    return [TrialFolder(root, path.name) for path in sorted(root.glob("*"))] if root.is_dir() else []
-
-
-def at_step(file: Path, step: int) -> list[State]:
-    """States of the trials that run and have passed a step."""
-    states = [standing(folder) for folder in folders(file)]
-    return [state for state in states if state.status == "running" and state.step > step]
-
-
-def alive(process: psutil.Process) -> bool:
-    """Whether a process still runs; one that nobody has reaped does not."""
-    try:
-        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
+from lmim.sweep.executors import Job
+from lmim.sweep.standing import Plan
+from lmim.trial.code import code_digest
+from lmim.trial.folder import TrialFolder
+from tests.sweep.running import TINY, alive, arguments, at_step, eventually, folders, run, start, write
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +95,7 @@ def test_the_plan_as_json(swept: tuple[Path, str], capsys: pytest.CaptureFixture
         ("mse", 7): "new",
         ("cosine", 7): "new",
     }
-    assert all(Config.model_validate(row["config"]).identity == row["id"] for row in rows)
+    assert all(Config.read(row["config"]).identity == row["id"] for row in rows)
 
 
 def test_a_dry_run_estimates_the_cost(swept: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -181,62 +105,163 @@ def test_a_dry_run_estimates_the_cost(swept: tuple[Path, str], capsys: pytest.Ca
     assert re.search(r"cost of what is missing: \d+ s", capsys.readouterr().out)
 
 
-CLUSTER = """
-import sys
+def untouched(folder: TrialFolder) -> tuple[Any, ...]:
+    """What another training would change."""
+    files = [folder.journal, folder.checkpoint, folder.path / "state.json"]
+    return tuple((file.read_bytes(), file.stat().st_mtime_ns) for file in files)
+
+
+def test_a_protocol_that_is_added_trains_nothing(
+    swept: tuple[Path, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Otherwise one more column in the table costs the whole sweep again."""
+    file, _ = swept
+    before = {folder.id: untouched(folder) for folder in folders(file)}
+    file.write_text(file.read_text() + "evaluate: [nn, knn, linear, {knn: {k: 3}}]\n")
+    assert command.main(arguments(file, "--dry-run")) == 0
+    assert len(re.findall(r"^ *(mse|cosine) +[01] +to judge", printed := capsys.readouterr().out, re.M)) == 4
+    assert "4 to judge" in printed
+    run(arguments(file, "--serial"))
+    assert {folder.id: untouched(folder) for folder in folders(file)} == before
+    with (file.parent / "out" / "tiny" / "demo" / "table.csv").open() as table:
+        rows = list(csv.DictReader(table))
+    figures = {row["arm"]: float(row["eval/knn_top1.k3"]) for row in rows}
+    assert figures.keys() == {"mse", "cosine"}
+    assert all(10 < figure <= 100 for figure in figures.values()), "beyond chance"
+
+
+OWN_LOSS = """
+from lmim.variants import Positive
+
+def huber2(prediction, target, *, scale: Positive = 1.0):
+    return (prediction - target).abs().clamp(max=scale).mean()
+
+def broken(prediction, target):
+    return prediction.no_such_method()
+"""
+OWN_PROTOCOL = """
 from pathlib import Path
-from lmim.sweep.executors import Stop, on_ray
-root = Path(sys.argv[1])
-with on_ray(root / "trials", Stop(root / "stop"), None, None, False):
-    import ray
-    print(ray.get_runtime_context().gcs_address, flush=True)
-    ray.get(ray.remote(lambda: 1).remote())
-    print("worked", flush=True)
-    sys.stdin.read()
-"""
-STRANGER = """
-import sys, ray
-ray.init(address=sys.argv[1], log_to_driver=False)
-print("joined", ray.cluster_resources())
+from lmim.variants import Positive
+
+METRICS = {"half": {"label": "half", "better": "higher"}}
+
+def half(frozen, *, of: Positive = 1.0):
+    if not Path("ready").exists():
+        raise ValueError("not ready")
+    return {"half": of / 2}
 """
 
 
-def test_the_cluster_lets_no_stranger_in(tmp_path: Path) -> None:
-    """Otherwise anyone on the network, or another user of the host, runs code as the user of a sweep."""
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-    pipe = subprocess.PIPE
-    cluster = subprocess.Popen(
-        [sys.executable, "-c", CLUSTER, str(tmp_path)], stdin=pipe, stdout=pipe, text=True, env=environment
-    )
-    try:
-        assert cluster.stdout is not None
-        address = cluster.stdout.readline().strip()
-        assert cluster.stdout.readline() == "worked\n"
-        processes = [psutil.Process(cluster.pid), *psutil.Process(cluster.pid).children(recursive=True)]
-        listening = [
-            (process.name(), socket.laddr.ip)
-            for process in processes
-            for socket in process.net_connections("inet")
-            if socket.status == psutil.CONN_LISTEN
-        ]
-        assert {"gcs_server", "raylet"} <= {name for name, _ in listening}
-        assert {ip for _, ip in listening} <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}, listening
-        plain = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-        plain["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # or it would not even look on the loopback
-        for extra in ({}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}):
-            stranger = subprocess.run(
-                [sys.executable, "-c", STRANGER, address],
-                capture_output=True,
-                text=True,
-                env=plain | extra,
-                timeout=60,
-                check=False,
-            )
-            assert stranger.returncode != 0
-            assert "joined" not in stranger.stdout
-            assert "auth" in stranger.stderr.lower(), stranger.stderr
-    finally:
-        cluster.communicate(timeout=60)
-    assert cluster.returncode == 0
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A sweep with a loss and a protocol of the user's own, both of which have their failures, run on Ray."""
+    folder = tmp_path_factory.mktemp("own")
+    (folder / "my_losses.py").write_text(OWN_LOSS)
+    (folder / "my_protocols.py").write_text(OWN_PROTOCOL)
+    arms = "[mse, 'my_losses.py:huber2', 'my_losses.py:broken']"
+    file = write(folder, "own", arms, "[0]", "evaluate: [knn, 'my_protocols.py:half']\n")
+    return file, run(arguments(file), code=1)
+
+
+def by_arm(file: Path) -> dict[str, TrialFolder]:
+    return {folder.config().section("loss").kind.rpartition(":")[2]: folder for folder in folders(file)}
+
+
+def test_a_loss_of_ones_own_is_swept_like_any_other(own: tuple[Path, str]) -> None:
+    """Otherwise a new loss must be written into the package; or its failure leaves one searching."""
+    file, printed = own
+    trials = by_arm(file)
+    assert trials.keys() == {"mse", "huber2", "broken"}
+    assert (trials["huber2"].path / "sources" / "my_losses.py").read_text() == OWN_LOSS
+    state = trials["huber2"].state()
+    assert (state.status, state.step) == ("done", state.steps)
+    (judged,) = (one for one in trials["huber2"].results() if one.protocol == "knn")
+    assert judged.metrics["eval/knn_top1"] > 10.0
+    failed = trials["broken"].state()
+    assert failed.status == "failed"
+    error = "AttributeError: 'Tensor' object has no attribute 'no_such_method' (my_losses.py:8)"
+    assert failed.error == error
+    assert error in printed
+
+
+def test_a_protocol_that_raises_is_a_failure_that_costs_no_training(
+    own: tuple[Path, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Otherwise a broken protocol passes for a result, or to mend its cause trains everything again."""
+    file, printed = own
+    trials = by_arm(file)
+    line = "ValueError: not ready (my_protocols.py:9)"
+    for arm in ("mse", "huber2"):
+        assert re.search(rf"failed: \S*{arm} seed 0 .*{re.escape(line)}", printed), printed
+        assert [bool(one.error) for one in trials[arm].results()] == [True, False]
+    before = {arm: untouched(trials[arm]) for arm in ("mse", "huber2")}
+    (file.parent / "ready").touch()
+    monkeypatch.chdir(file.parent)
+    assert command.main(arguments(file, "--serial")) == 1
+    assert "ValueError: not ready" in capsys.readouterr().out, "it is judged again only when asked"
+    assert command.main(arguments(file, "--serial", "--retry-failed")) == 1
+    printed = capsys.readouterr().out
+    assert "not ready" not in printed
+    assert "no_such_method" in printed
+    assert {arm: untouched(trials[arm]) for arm in ("mse", "huber2")} == before
+    for arm in ("mse", "huber2"):
+        (found,) = (one for one in trials[arm].results() if one.protocol == "my_protocols.py:half")
+        assert found.metrics == {"eval/half": 0.5}
+
+
+def test_slurms_warning_stops_a_sweep(tmp_path: Path) -> None:
+    """Otherwise SIGUSR1 ends the command at once, and the steps since the last checkpoint are lost."""
+    file = write(tmp_path, arms="[mse]", seeds="[0]")
+    process = start(arguments(file, "--serial", "--set", "run.checkpoint_seconds=1000.0", epochs=3000))
+    eventually(lambda: at_step(file, 5), "the trial trains")
+    process.send_signal(signal.SIGUSR1)
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, printed
+    (folder,) = folders(file)
+    assert folder.state().status == "interrupted"
+    assert folder.checkpoint.is_file()
+
+
+def planned(tmp_path: Path) -> tuple[Plan, list[Job], TrialFolder]:
+    """A sweep of one trial that has failed, as its command sees it."""
+    file = write(tmp_path, arms="[mse]", seeds="[0]", more="evaluate: [knn]\n")
+    sweep = load(file, sets=TINY)
+    (trial,) = sweep.trials
+    folder = TrialFolder(tmp_path / "out" / "trials", trial.id)
+    folder.create(trial.config)
+    folder.update(status="failed", error="killed")
+    plan = Plan.read(sweep, folder.root)
+    return plan, plan.missing(["failed"]), folder
+
+
+def test_two_that_retry_do_not_disturb_each_other(tmp_path: Path) -> None:
+    """Otherwise a trial that another command has begun to run again counts as interrupted."""
+    plan, jobs, folder = planned(tmp_path)
+    with folder.lock():
+        folder.update(status="running", error=None)
+        command._prepare(jobs, plan)
+        assert folder.state().status == "running"
+    folder.update(status="done")
+    command._prepare(jobs, plan)
+    assert folder.state().status == "done"
+    folder.update(status="failed", error="killed")
+    command._prepare(jobs, plan)
+    assert (folder.state().status, folder.state().error) == ("interrupted", None)
+
+
+def test_a_trial_that_is_preempted_while_judged_is_judged_again_but_not_for_ever(tmp_path: Path) -> None:
+    """Otherwise two preemptions are a failure, or a protocol that kills its worker runs in a circle."""
+    plan, jobs, folder = planned(tmp_path)
+    folder.update(status="done", error=None, step=3)
+    begun = {folder.id: folder.state()}
+    for rounds in range(1, 4):
+        command._close(jobs, plan.root, begun, {folder.id: rounds})
+        plan = Plan.read(plan.sweep, plan.root)
+        assert [trial.id for trial in plan.where("trained")] == [folder.id]
+    command._close(jobs, plan.root, begun, {folder.id: 4})
+    stands = Plan.read(plan.sweep, plan.root).states[folder.id]
+    assert (stands.status, stands.error) == ("failed", "knn: no result in 4 rounds")
+    assert folder.state().status == "done", "it is trained"
 
 
 def test_a_sweep_survives_every_kill(tmp_path: Path) -> None:
@@ -311,9 +336,8 @@ def test_two_sweeps_at_once_train_a_shared_cell_once(tmp_path: Path) -> None:
         experiment = client.get_experiment_by_name(name)
         assert experiment is not None
         runs = client.search_runs([experiment.experiment_id], f"tags.`lmim.trial_id` = '{folder.id}'")
-        assert [found.data.metrics["eval/knn_top1"] for found in runs] == [
-            folder.state().metrics["eval/knn_top1"]
-        ]
+        (figure,) = (one.metrics["eval/knn_top1"] for one in folder.results() if one.protocol == "knn")
+        assert [found.data.metrics["eval/knn_top1"] for found in runs] == [figure]
 
 
 def test_failed_trials_are_named_and_run_again_only_when_asked(
@@ -368,30 +392,12 @@ def test_bad_arguments_get_one_line_and_exit_code_2(
 def test_planning_imports_nothing_heavy(tmp_path: Path) -> None:
     """Otherwise a dry run takes seconds instead of a blink."""
     code = (
-        "import sys; from lmim.sweep import main\n"
-        f"assert main([{str(write(tmp_path))!r}, '--dry-run']) == 0\n"
+        "import sys; from lmim.sweep.command import main\n"
+        f"assert main({arguments(write(tmp_path), '--dry-run')!r}) == 0\n"
         "print(sorted({'torch', 'ray', 'mlflow', 'pandas'} & set(sys.modules)))"
     )
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-    printed = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        check=True,
-        env=environment,
-        cwd=tmp_path,
-    )
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert printed.stdout.splitlines()[-1] == "[]"
-
-
-def test_a_part_of_a_gpu_is_asked_for_where_there_is_one() -> None:
-    """Otherwise trials do not share a GPU, or wait for ever for one."""
-    found = Resources(cpus=8, gpus=1)
-    quarter = Config.model_validate({"run": {"gpus": 0.25}})
-    assert found.share(quarter) == {"CPU": 1.0, "GPU": 0.25}
-    assert Resources(cpus=8, gpus=0).share(quarter) == {"CPU": 1.0, "GPU": 0.0}
-    with pytest.raises(UserError, match=r"run\.device: a trial asks for 0\.25 GPUs, and 0 are found here"):
-        Resources(cpus=8, gpus=0).share(Config.model_validate({"run": {"device": "cuda", "gpus": 0.25}}))
 
 
 def test_a_ladder_without_a_winner_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -406,6 +412,6 @@ def test_a_ladder_without_a_winner_says_so(tmp_path: Path, capsys: pytest.Captur
         if not trial.provisional:
             folder = TrialFolder(tmp_path / "out" / "trials", trial.id)
             folder.create(trial.config)
-            folder.update(status="done", outcome="diverged", commit="c", dataset_version="d")
+            folder.update(status="done", outcome="diverged", code=code_digest())
     assert command.main(arguments(file)) == 1
     assert "2 trials wait for the winner" in capsys.readouterr().out

@@ -4,44 +4,51 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 from lmim.config import Config
 from lmim.sweep import worker
-from lmim.trial.folder import State, TrialFolder
+from lmim.trial.evaluation import read_evaluations
+from lmim.trial.folder import TrialFolder
+from lmim.trial.standing import standing
+from tests.sweep.running import REPOSITORY
+from tests.trial.builders import record
 
-REPOSITORY = Path(__file__).parents[2]
 
-
-def fork_a_trial(tmp_path: Path, train: str) -> State:
+def fork_a_trial(tmp_path: Path, train: str) -> TrialFolder:
     """Run one trial in the server of a worker, with a trainer of the test's own."""
     (tmp_path / "sitecustomize.py").write_text(
         "import sys, types\n"
         "module = sys.modules['lmim.train.loop'] = types.ModuleType('lmim.train.loop')\n"
+        "sys.modules['lmim.replay'] = types.ModuleType('lmim.replay')\n"  # it imports the trainer
         f"exec({train!r}, module.__dict__)\n"
     )
-    config = Config()
+    config = Config.read({"data": {"version": "v1"}})
+    folder = TrialFolder(tmp_path / "trials", config.identity)
+    folder.create(config)
     code = (
         "import sys, json; from lmim.sweep.worker import run_on_worker, _SERVERS\n"
         "run_on_worker(json.loads(sys.argv[1]))\n"
         "[server.close() for server in _SERVERS.values()]"
     )
     request = {
-        "root": str(tmp_path / "trials"),
-        "id": config.identity,
-        "config": config.model_dump_json(),
+        "root": str(folder.root),
+        "id": folder.id,
+        "evaluations": [asdict(one) for one in read_evaluations(["nn", {"knn": {"k": 3}}])],
+        "replay": [],
         "halt": str(tmp_path / "halt"),
         "cwd": str(tmp_path),
         "share": {"CPU": 1.0, "GPU": 0.0},
     }
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(REPOSITORY)])}
     subprocess.run([sys.executable, "-c", code, json.dumps(request)], env=environment, check=True, timeout=60)
-    return TrialFolder(tmp_path / "trials", config.identity).state()
+    return folder
 
 
 def test_an_exception_in_a_trial_is_its_result(tmp_path: Path) -> None:
     """Otherwise one broken arm takes the sweep down, or fails without a word."""
-    state = fork_a_trial(tmp_path, "def train(*a, **k): raise ValueError('no such thing\\nat all')")
+    state = fork_a_trial(tmp_path, "def train(*a, **k): raise ValueError('no such thing\\nat all')").state()
     assert (state.status, state.error) == ("failed", "ValueError: no such thing")
     (traceback,) = (tmp_path / "trials").glob("*/error.txt")
     assert "in train" in traceback.read_text()
@@ -53,16 +60,50 @@ def test_a_trial_that_is_killed_again_and_again_fails_with_the_cause(tmp_path: P
     state = fork_a_trial(
         tmp_path,
         f"import os\ndef train(*a, **k):\n open({str(count)!r}, 'a').write('x')\n os.kill(os.getpid(), 9)",
-    )
+    ).state()
     assert state.status == "failed"
     assert state.error is not None
     assert "SIGKILL" in state.error
     assert len(count.read_text()) == worker.RESTARTS + 1
 
 
+def test_a_trial_that_is_killed_while_judged_has_failed_to_be_judged(tmp_path: Path) -> None:
+    """Otherwise a protocol that does not fit into memory is tried for ever, or costs the training."""
+    folder = fork_a_trial(
+        tmp_path,
+        "import os\ndef train(config, folder, evaluations, stop):\n"
+        " assert [(e.name, e.changed) for e in evaluations] == [('nn', {}), ('knn', {'k': 3})]\n"
+        " folder.update(status='done')\n os.kill(os.getpid(), 9)",
+    )
+    evaluations = read_evaluations(["nn", {"knn": {"k": 3}}])
+    stands = standing(folder, evaluations, "v1")
+    assert stands.status == "failed"
+    assert stands.error is not None
+    assert stands.error.startswith("nn: the trial's process died 4 times, last by SIGKILL (out of memory?)")
+    assert folder.state().status == "done"
+    folder.forget_failures()
+    assert standing(folder, evaluations, "v1").status == "trained"
+
+
+def test_a_failure_is_recorded_where_there_is_no_result(tmp_path: Path) -> None:
+    """Otherwise the figure that another process has found meanwhile is lost to this one's failure."""
+    nn, knn = read_evaluations(["nn", "knn"])
+    config = Config.read({"data": {"version": "v1"}})
+    folder = TrialFolder(tmp_path, config.identity)
+    folder.create(config)
+    folder.update(status="done")
+    with folder.lock():
+        worker.record_failure(folder, "lost", [nn, knn])
+    assert not folder.results(), "who holds it will say"
+    record(folder, nn, 12.0)
+    worker.record_failure(folder, "lost", [nn, knn])
+    found = {one.protocol: (one.metrics, one.error) for one in folder.results()}
+    assert found == {"nn": ({"eval/nn_top1": 12.0}, ""), "knn": ({}, "knn: lost")}
+
+
 def test_a_trial_runs_where_the_command_was_typed(tmp_path: Path) -> None:
     """Otherwise a relative data.path is looked for in a folder of Ray's."""
-    state = fork_a_trial(tmp_path, "import os\ndef train(*a, **k): raise ValueError(os.getcwd())")
+    state = fork_a_trial(tmp_path, "import os\ndef train(*a, **k): raise ValueError(os.getcwd())").state()
     assert state.error == f"ValueError: {tmp_path}"
 
 
@@ -71,7 +112,7 @@ def test_a_trial_on_a_cpu_sees_no_gpu(tmp_path: Path) -> None:
     state = fork_a_trial(
         tmp_path,
         "import os\ndef train(*a, **k): raise ValueError(repr(os.environ.get('CUDA_VISIBLE_DEVICES')))",
-    )
+    ).state()
     assert state.error == "ValueError: ''"
 
 
@@ -82,5 +123,5 @@ def test_a_trial_names_the_code_that_its_server_loaded(tmp_path: Path) -> None:
         "def train(*a, **k):\n"
         " from lmim.trial.code import code_version\n"
         " raise ValueError(f'{code_version.cache_info().currsize} known before it was asked')",
-    )
+    ).state()
     assert state.error == "ValueError: 1 known before it was asked"

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,9 @@ from lmim.errors import UserError
 from lmim.plan import cost
 from lmim.sweep.executors import Resources
 from lmim.train.loop import train
+from lmim.trial.evaluation import read_evaluations
 from lmim.trial.folder import TrialFolder
+from lmim.trial.standing import standing
 
 REPOSITORY = Path(__file__).parents[2]
 TINY: dict[str, Any] = {
@@ -30,14 +33,14 @@ TINY: dict[str, Any] = {
     "decoder": {"width": 16, "depth": 1, "heads": 2},
     "projector": {"width": 16},
     "optim": {"epochs": 3, "batch_size": 10, "accumulate": 4, "base_lr": 1e-2, "warmup_epochs": 0.5},
-    "evaluate": {"probe_images": 64},
+    "watch": {"images": 64},
     "run": {"device": "cpu", "log_every": 3, "checkpoint_seconds": 0.0},
 }
 
 
 def tiny(processes: int, **changes: Any) -> Config:
     changes["run__processes"] = processes
-    return Config.model_validate(merge(TINY, {key.replace("__", "."): v for key, v in changes.items()}))
+    return Config.read(merge(TINY, {key.replace("__", "."): v for key, v in changes.items()}))
 
 
 def weights(folder: TrialFolder) -> dict[str, torch.Tensor]:
@@ -61,7 +64,7 @@ from lmim.train.loop import train
 from lmim.trial.folder import TrialFolder
 if __name__ == "__main__":
     folder = TrialFolder(Path(sys.argv[1]), sys.argv[2])
-    train(folder.config(), folder, lambda step, metrics: time.sleep(float(sys.argv[3])))
+    train(folder.config(), folder, report=lambda step, metrics: time.sleep(float(sys.argv[3])))
 """
 
 
@@ -294,10 +297,13 @@ def test_a_worker_restarts_a_trial_that_lost_a_process(tmp_path: Path) -> None:
     """One GPU process of eight that is killed must cost its trial minutes, not the whole run."""
     config = tiny(2, optim__epochs=40, run__log_every=20, run__checkpoint_seconds=0.5)
     folder = TrialFolder(tmp_path / "trials", config.identity)
+    folder.create(config)
+    evaluations = read_evaluations(["knn"])
     request = {
         "root": str(folder.root),
         "id": folder.id,
-        "config": config.model_dump_json(),
+        "evaluations": [asdict(one) for one in evaluations],
+        "replay": [],
         "halt": str(tmp_path / "halt"),
         "cwd": str(tmp_path),
         "share": Resources(cpus=4, gpus=0).share(config),
@@ -318,6 +324,7 @@ def test_a_worker_restarts_a_trial_that_lost_a_process(tmp_path: Path) -> None:
         assert worker.wait(timeout=120) == 0
     state = folder.state()
     assert (state.status, state.error) == ("done", None)
+    assert standing(folder, evaluations).status == "done"
     assert state.pid != pid
     assert "process 1 of the trial was killed by SIGKILL" in (folder.path / "output.txt").read_text()
 
@@ -366,7 +373,7 @@ def test_the_number_of_processes_is_priced_and_makes_no_other_trial() -> None:
     alone, shared = (cost.estimate([(c, 500)], [], cost.Machine(96, 8), []) for c in (one, eight))
     assert alone is not None
     assert shared is not None
-    judged = cost.evaluation_flops(one) / cost.ASSUMED_GPU[0]
+    judged = cost.works([one])[one.arm].evaluation / cost.ASSUMED_GPU[0]
     assert shared.wall_seconds - judged == pytest.approx((alone.wall_seconds - judged) / 8)
     assert (alone.slots, shared.slots) == (8, 1)
     assert shared.gpu_hours == pytest.approx(8 * shared.wall_seconds / 3600)

@@ -12,12 +12,14 @@ import pytest
 
 from lmim.config import Config
 from lmim.errors import UserError
-from lmim.trial.folder import Busy, State, TrialFolder
+from lmim.trial.evaluation import read_evaluations
+from lmim.trial.folder import Busy, Replay, State, TrialFolder
+from tests.trial.builders import record
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> TrialFolder:
-    config = Config()
+    config = Config.read({})
     made = TrialFolder(tmp_path / "trials", config.identity)
     made.create(config)
     return made
@@ -25,18 +27,55 @@ def folder(tmp_path: Path) -> TrialFolder:
 
 def test_config_is_kept_whole(folder: TrialFolder) -> None:
     """A resumed trial would train something else than it was asked to."""
-    assert folder.config() == Config()
+    assert folder.config() == Config.read({})
     assert folder.config().identity == folder.id
 
 
 def test_steering_may_change_but_identity_may_not(folder: TrialFolder) -> None:
     """A checkpoint would be continued under another config; or a changed `run` section be refused."""
-    steered = Config.model_validate({"run": {"threads": 3}})
+    steered = Config.read({"run": {"threads": 3}})
     folder.create(steered)
     assert folder.config().run.threads == 3
     with pytest.raises(UserError, match=f"holds the trial {folder.id}"):
-        folder.create(Config(seed=9))
+        folder.create(Config.read({"seed": 9}))
     assert folder.config() == steered
+
+
+def test_the_users_own_code_is_kept(tmp_path: Path) -> None:
+    """Who reads an old result could not say what its loss was; nor could it be replayed."""
+    text = "def huber(prediction, target, *, scale: float = 1.0):\n    return 0\n"
+    tree = {"loss": {"kind": "own/my.py:huber", "scale": 2.0}, "sources": {"own/my.py": text}}
+    config = Config.read(tree)
+    folder = TrialFolder(tmp_path, config.identity)
+    folder.create(config)
+    assert (folder.path / "sources" / "own" / "my.py").read_text() == text
+    assert folder.config() == config
+    assert folder.config().section("loss").scale == 2.0
+
+
+def test_what_has_no_result_is_missing(folder: TrialFolder) -> None:
+    """A sweep would judge what it has, or leave out what it lacks, or never try again what failed."""
+    nn, knn = read_evaluations(["nn", "knn"])
+    assert folder.missing([nn, knn], "v1") == [nn, knn]
+    good, bad = record(folder, nn, 10.0), record(folder, knn, None, error="knn: ValueError: no")
+    assert folder.missing([nn, knn], "v1") == []
+    assert folder.missing([nn, knn], "v2") == [nn, knn]
+    assert sorted(folder.results(), key=lambda one: one.protocol) == [bad, good]
+    folder.forget_failures()
+    assert folder.results() == [good]
+    assert folder.missing([nn, knn], "v1") == [knn]
+    folder.update(status="done", outcome="diverged")
+    assert folder.missing([nn, knn], "v1") == []
+
+
+def test_a_damaged_replay_is_made_again(folder: TrialFolder) -> None:
+    """A torn file would end every later run of the sweep."""
+    assert folder.replayed() is None
+    found = Replay(code="c0de", commit="abc", of=folder.id, difference="step 1: train/loss is 1, was 2")
+    folder.record_replay(found)
+    assert folder.replayed() == found
+    (folder.path / "replay.json").write_text("{")
+    assert folder.replayed() is None
 
 
 def test_missing_and_foreign_configs_are_named(tmp_path: Path) -> None:
@@ -75,7 +114,7 @@ def test_a_misspelt_field_is_refused(folder: TrialFolder) -> None:
         folder.update(stauts="done")
 
 
-@pytest.mark.parametrize("content", ["", "{", '{"status": "dnoe"}', "\x00\x01", "[1]"])
+@pytest.mark.parametrize("content", ["{", '{"status": "dnoe"}', "\x00\x01", "[1]"])
 def test_a_damaged_state_names_its_file(folder: TrialFolder, content: str) -> None:
     """A torn state would count as a new trial and its results be overwritten."""
     (folder.path / "state.json").write_text(content)

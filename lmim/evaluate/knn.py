@@ -1,31 +1,26 @@
-"""Nearest neighbours on frozen features: what the features' geometry alone says, with nothing trained."""
+"""The weighted vote of the k nearest training images (arXiv 1805.01978)."""
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from lmim.evaluate.features import Frozen
+from lmim.variants import PositiveInt
+
+METRICS = {"knn_top1": {"label": "k-NN top-1", "unit": "%", "better": "higher"}}
+
 TEMPERATURE = 0.07
-"""A neighbour of cosine s votes with exp(s / TEMPERATURE) (arXiv 1805.01978)."""
+"""A neighbour of cosine s votes with exp(s / TEMPERATURE)."""
 
 
-def nn_top1(features: Float[Tensor, "n d"], labels: Int[Tensor, " n"], chunk: int = 512) -> float:
-    """Accuracy in % of the nearest other image by cosine, leave-one-out within one set (arXiv 2407.15837).
-
-    Holds at most chunk x n similarities.
-
-    >>> nn_top1(torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.1, 1.0]]), torch.tensor([0, 0, 1, 1]))
-    100.0
-    """
-    if len(features) < 2:
-        raise ValueError(f"leave-one-out needs two images or more, got {len(features)}")
-    unit = F.normalize(features.float(), dim=1)
-    correct = torch.zeros((), dtype=torch.long, device=features.device)
-    for start in range(0, len(unit), chunk):
-        similarity = unit[start : start + chunk] @ unit.T
-        similarity.diagonal(offset=start).fill_(-torch.inf)
-        correct += (labels[similarity.argmax(dim=1)] == labels[start : start + chunk]).sum()
-    return 100 * int(correct) / len(unit)
+def knn(frozen: Frozen, *, k: PositiveInt = 20) -> dict[str, float]:
+    """Accuracy in % on the judged images; neighbours are by cosine, and nothing is trained."""
+    features, labels = frozen.judged.whole()
+    neighbours = Neighbours(features, k)
+    for batch in frozen.train.batches():
+        neighbours.update(*batch)
+    return {"knn_top1": neighbours.top1(labels)}
 
 
 class Neighbours:
@@ -72,19 +67,3 @@ class Neighbours:
     def top1(self, labels: Int[Tensor, " n"]) -> float:
         """Accuracy in % of `predict` against the queries' own labels."""
         return 100 * int((self.predict() == labels).sum()) / len(labels)
-
-
-def knn_top1(
-    train_features: Float[Tensor, "m d"],
-    train_labels: Int[Tensor, " m"],
-    test_features: Float[Tensor, "n d"],
-    test_labels: Int[Tensor, " n"],
-    k: int = 20,
-    chunk: int = 4096,
-) -> float:
-    """Accuracy in % of the weighted vote of the k nearest training images, all features in memory."""
-    neighbours = Neighbours(test_features, k, chunk)
-    parts = (torch.split(part, chunk) for part in (train_features, train_labels))
-    for features, labels in zip(*parts, strict=True):
-        neighbours.update(features, labels)
-    return neighbours.top1(test_labels)

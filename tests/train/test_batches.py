@@ -14,39 +14,51 @@ from torch import Tensor
 from lmim.config import Config, Data, merge
 from lmim.data import Dataset, open_dataset
 from lmim.data.augment import WHOLE
-from lmim.data.batches import Draw, MicroBatch, batches, generator, sample
 from lmim.errors import UserError
+from lmim.objectives import Draw, Objective, Setup
+from lmim.train.batches import MicroBatch, batches, generator
+from lmim.train.loop import Run
 
 TINY: dict[str, Any] = {
     "data": {"name": "digits", "image_size": 8, "train_images": 250, "flip": True},
-    "encoder": {"patch_size": 2},
+    "encoder": {"patch_size": 2, "width": 16, "depth": 1, "heads": 2},
+    "projector": {"width": 16},
     "mask": {"gap": 2},
     "optim": {"epochs": 2, "batch_size": 10, "accumulate": 6},
 }
 
 
 def tiny(**changes: Any) -> Config:
-    return Config.model_validate(merge(TINY, {key.replace("__", "."): v for key, v in changes.items()}))
+    return Config.read(merge(TINY, {key.replace("__", "."): v for key, v in changes.items()}))
 
 
 def stream(dataset: Dataset, config: Config, first: int = 0, **how: Any) -> list[list[MicroBatch]]:
-    steps = config.optim.epochs * (len(dataset.train) // config.step_images)
-    return [list(step) for step in batches(dataset, config, first, steps, **how)]
+    """What the trainer of this config would be shown."""
+    run = Run(config, dataset, torch.device("cpu"))
+    shown = batches(dataset.train, config, run.objective, first, run.steps, **how)
+    return [list(step) for step in shown]
+
+
+def tensors(draw: Draw) -> dict[str, Tensor]:
+    return {"boxes": draw.boxes, "mirrored": draw.mirrored, **draw.own}
 
 
 def assert_same(first: Sequence[MicroBatch], second: Sequence[MicroBatch]) -> None:
     assert len(first) == len(second)
     for one, other in zip(first, second, strict=True):
         assert torch.equal(one.images, other.images)
-        for name, tensor in vars(one.draw).items():
-            assert torch.equal(tensor, getattr(other.draw, name)), name
+        assert torch.equal(one.labels, other.labels)
+        expected, found = tensors(one.draw), tensors(other.draw)
+        assert expected.keys() == found.keys() == {"boxes", "mirrored", "offsets", "visible", "masked"}
+        for name, tensor in expected.items():
+            assert torch.equal(tensor, found[name]), name
 
 
 class Numbered:
-    """Blank images that carry their own index."""
+    """Blank images that carry their own index; their labels do so backwards."""
 
     def __init__(self, count: int) -> None:
-        self.labels, self.aspect = torch.arange(count), torch.ones(count)
+        self.labels, self.aspect = torch.arange(count).flip(0), torch.ones(count)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -54,12 +66,13 @@ class Numbered:
     def read(
         self, indices: Int[Tensor, " b"], side: int, boxes: Float[Tensor, "b 4"] | None = None
     ) -> tuple[UInt8[Tensor, "b c h w"], Float[Tensor, "b 4"]]:
-        assert boxes is not None
-        return indices.to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 4, 4), boxes
+        images = indices.to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 4, 4)
+        return images, WHOLE.repeat(len(indices), 1) if boxes is None else boxes
 
 
 def numbered(count: int) -> Dataset:
-    return Dataset("numbered", "1", 1, count, (0.5,), (0.5,), True, Numbered(count), Numbered(1))
+    splits = (Numbered(n) for n in (count, 1, 1))
+    return Dataset("numbered", "1", 1, count, (0.5,), (0.5,), True, *splits)
 
 
 @pytest.mark.parametrize("size", [2, 3, 6])
@@ -88,11 +101,11 @@ def test_a_run_goes_on_where_it_stopped() -> None:
 
 def test_an_epoch_shows_every_image_once_in_another_order() -> None:
     """Images left out or doubled would bias training; what does not fill a step is another each epoch."""
-    config = tiny(optim__epochs=3)
-    steps = stream(numbered(250), config)
+    steps = stream(numbered(250), tiny(optim__epochs=3))
     assert [len(step) for step in steps] == [6] * 12
     epochs = [
-        [int(i) for step in steps[e : e + 4] for b in step for i in b.images[:, 0, 0, 0]] for e in (0, 4, 8)
+        [int(i) for step in steps[e : e + 4] for b in step for i in b.images[:, 0, 0, 0, 0]]
+        for e in (0, 4, 8)
     ]
     for seen in epochs:
         assert len(set(seen)) == len(seen) == 240
@@ -102,34 +115,45 @@ def test_an_epoch_shows_every_image_once_in_another_order() -> None:
 
 def test_every_step_and_seed_draws_anew() -> None:
     """Crops or masks that repeat every step would be learned by heart."""
-    config = tiny()
     dataset = numbered(250)
-    draws = [step[0].draw for step in stream(dataset, config)]
-    draws += [step[0].draw for step in stream(dataset, tiny(seed=1))]
-    for name in vars(draws[0]):
-        values = [getattr(draw, name) for draw in draws]
+    draws = [tensors(step[0].draw) for step in stream(dataset, tiny())]
+    draws += [tensors(step[0].draw) for step in stream(dataset, tiny(seed=1))]
+    for name in draws[0]:
+        values = [draw[name] for draw in draws]
         assert all(not torch.equal(a, b) for i, a in enumerate(values) for b in values[:i]), name
 
 
-def drawn(seed: int = 0, flip: bool = True, **changes: Any) -> Draw:
-    return sample(tiny(**changes), torch.full((64,), 1.5), flip, generator(seed, "step"))
+class Pair(Objective):
+    """Two views of each image, and which image of the step it is."""
+
+    crop_side = 4
+
+    def draw(self, aspect: Float[Tensor, " b"], stream: torch.Generator) -> Draw:
+        draw = Setup(side=8, channels=1, classes=1).views(2, aspect, stream)
+        return replace(draw, own={"number": torch.arange(len(aspect))})
 
 
-def test_a_flip_changes_nothing_else() -> None:
-    """An arm with flips differs from one without in the flips alone."""
-    plain, flipped = drawn(flip=False), drawn(flip=True)
-    assert not plain.mirrored.any()
-    assert 8 < flipped.mirrored.sum() < 56
-    for name in ("boxes", "offsets", "visible", "masked"):
-        assert torch.equal(getattr(plain, name), getattr(flipped, name))
+@pytest.mark.parametrize("size", [1, 3])
+def test_a_batch_carries_labels_and_several_views(size: int) -> None:
+    """With another image's label, view or draw a method would learn noise, and nothing would say so."""
+    for rank in range(size):
+        for step in batches(numbered(250).train, tiny(), Pair(), 0, 8, rank, size):
+            for place, batch in enumerate(step):
+                assert batch.images.shape == (10, 2, 1, 4, 4)
+                first, second = batch.images[:, :, 0, 0, 0].unbind(1)
+                assert torch.equal(first, second)
+                assert torch.equal(batch.labels, 249 - first.long())
+                start = 10 * (rank + place * size)
+                assert batch.draw.own["number"].tolist() == list(range(start, start + 10))
+                one, other = batch.draw.boxes.unbind(1)
+                assert (one != other).any(dim=1).all()
 
 
-@pytest.mark.parametrize(("flips", "flip"), [(False, True), (True, False)])
+@pytest.mark.parametrize(("flips", "flip"), [(False, True), (True, False), (True, True)])
 def test_only_what_may_be_mirrored_is(flips: bool, flip: bool) -> None:
     """A mirrored letter is no letter: glyphs and digits must never be flipped, whatever the config says."""
-    dataset = replace(numbered(250), flips=flips)
-    steps = stream(dataset, tiny(data__flip=flip))
-    assert not any(batch.draw.mirrored.any() for step in steps for batch in step)
+    steps = stream(replace(numbered(250), flips=flips), tiny(data__flip=flip))
+    assert any(batch.draw.mirrored.any() for step in steps for batch in step) == (flips and flip)
 
 
 def test_what_was_cut_already_is_not_cut_again() -> None:
@@ -154,6 +178,9 @@ def test_what_a_gpu_is_fed_can_be_pinned(tmp_path: Path, given: bool) -> None:
         data = open_dataset(Data(name=name, path=str(tmp_path), image_size=8))
         boxes = WHOLE.repeat(2, 1) if given else None
         for tensor in data.train.read(torch.zeros(2, dtype=torch.int64), 8, boxes):
+            assert 0 not in tensor.stride()
+    for batch in stream(numbered(250), tiny())[0]:
+        for tensor in (batch.images, batch.labels, *tensors(batch.draw).values()):
             assert 0 not in tensor.stride()
 
 

@@ -1,4 +1,4 @@
-"""1-NN and k-NN against scikit-learn and brute force."""
+"""k-NN against scikit-learn."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,8 @@ import torch
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
-from lmim.evaluate.nearest import TEMPERATURE, Neighbours, knn_top1, nn_top1
+from lmim.evaluate.features import Frozen, Labelled
+from lmim.evaluate.knn import TEMPERATURE, Neighbours, knn
 
 
 def clusters(rows: int, width: int = 8, classes: int = 5, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -15,30 +16,6 @@ def clusters(rows: int, width: int = 8, classes: int = 5, seed: int = 0) -> tupl
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(classes, (rows,), generator=generator)
     return centres[labels] + 1.5 * torch.randn(rows, width, generator=generator), labels
-
-
-def test_nn_is_leave_one_out_by_cosine() -> None:
-    """An image counted as its own neighbour, or Euclidean distance, would inflate the paper's NN figure."""
-    features, labels = clusters(200)
-    features = features * torch.rand(200, 1, generator=torch.Generator().manual_seed(1)).add(0.01)
-    model = KNeighborsClassifier(2, metric="cosine").fit(features, labels)
-    other = model.kneighbors(features, return_distance=False)[:, 1]
-    expected = 100 * float((labels[other] == labels).float().mean())
-    assert 30 < expected < 95
-    assert nn_top1(features, labels) == pytest.approx(expected)
-
-
-@pytest.mark.parametrize("chunk", [1, 7, 199, 200, 1000])
-def test_nn_does_not_depend_on_the_chunk(chunk: int) -> None:
-    """A figure that changes with the machine's memory setting would not be comparable."""
-    features, labels = clusters(200)
-    assert nn_top1(features, labels, chunk=chunk) == nn_top1(features, labels, chunk=200)
-
-
-def test_nn_needs_a_second_image() -> None:
-    """A single image would otherwise be scored against itself, in silence."""
-    with pytest.raises(ValueError, match="two images"):
-        nn_top1(torch.ones(1, 3), torch.zeros(1, dtype=torch.long))
 
 
 @pytest.mark.parametrize("k", [1, 20, 500])
@@ -58,7 +35,8 @@ def test_knn_agrees_with_scikit_learn(k: int) -> None:
     assert torch.equal(neighbours.predict(), predicted)
     expected = 100 * float((predicted == test_labels).float().mean())
     assert 30 < expected < 95
-    assert knn_top1(train, train_labels, test, test_labels, k) == pytest.approx(expected)
+    frozen = Frozen(Labelled(train, train_labels), Labelled(test, test_labels), 5)
+    assert knn(frozen, k=k) == pytest.approx({"knn_top1": expected})
 
 
 @pytest.mark.parametrize("chunk", [1, 13, 64])
@@ -78,5 +56,6 @@ def test_knn_does_not_depend_on_how_the_training_set_is_cut(chunk: int, batch: i
 
 def test_knn_without_training_images() -> None:
     """An empty training split must not come out as a score."""
+    empty = Labelled(torch.ones(0, 3), torch.zeros(0, dtype=torch.long))
     with pytest.raises(ValueError, match="never given an image"):
-        Neighbours(torch.ones(2, 3), 1).predict()
+        knn(Frozen(empty, Labelled(torch.ones(2, 3), torch.zeros(2, dtype=torch.long)), 1), k=1)

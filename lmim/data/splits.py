@@ -1,0 +1,172 @@
+"""What every dataset is: labelled images in three splits.
+
+A dataset is one file of this folder, with a function of the file's name that takes the `data` section.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from lmim.config import Data
+from lmim.data.augment import WHOLE
+from lmim.errors import UserError
+
+HELD_OUT = "val: a tenth of train, at most 10,000"
+"""Part of the version of what is split so; changed by whoever changes `hold_out`."""
+
+
+@runtime_checkable
+class Split(Protocol):
+    """Labelled images, read by index."""
+
+    @property
+    def labels(self) -> Int[Tensor, " n"]:
+        """The class of every image."""
+
+    @property
+    def aspect(self) -> Float[Tensor, " n"]:
+        """The width over the height of every image."""
+
+    def __len__(self) -> int: ...
+
+    def read(
+        self, indices: Int[Tensor, " b"], side: int, boxes: Float[Tensor, "b 4"] | None = None
+    ) -> tuple[UInt8[Tensor, "b c h w"], Float[Tensor, "b 4"]]:
+        """What is in a box of each image, good for `side` x `side` pixels, with its surroundings or without.
+
+        Boxes are those of `augment.py`; None is the central square that evaluation sees. Returns images of
+        one size, and the box in each. Nothing is random or remembered, so several views of an image are
+        several calls, each with its own boxes.
+        """
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Three splits and what a model must know of them; pixels are normalised by `mean` and `std` of 0..1.
+
+    What selects (a ladder, a search) looks at `val`; tables and claims report `test`.
+    """
+
+    name: str
+    version: str
+    """Says what the data are, wherever they lie: other data have another."""
+    channels: int
+    classes: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    flips: bool
+    """Whether a mirrored image is still of its class."""
+    train: Split
+    val: Split
+    test: Split
+
+
+@dataclass(frozen=True)
+class Subset:
+    """Some images of a split."""
+
+    whole: Split
+    indices: Int[Tensor, " n"]
+
+    @property
+    def labels(self) -> Int[Tensor, " n"]:
+        """The class of every image kept."""
+        return self.whole.labels[self.indices]
+
+    @property
+    def aspect(self) -> Float[Tensor, " n"]:
+        """The width over the height of every image kept."""
+        return self.whole.aspect[self.indices]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def read(
+        self, indices: Int[Tensor, " b"], side: int, boxes: Float[Tensor, "b 4"] | None = None
+    ) -> tuple[UInt8[Tensor, "b c h w"], Float[Tensor, "b 4"]]:
+        """The images at these positions of the subset."""
+        return self.whole.read(self.indices[indices], side, boxes)
+
+
+@dataclass(frozen=True)
+class ArraySplit:
+    """Square images that lie in one array, in memory or memory-mapped; boxes are cut on the device."""
+
+    images: NDArray[np.uint8]
+    labels: Int[Tensor, " n"]
+    side: int
+    """Larger images are shrunk to this side; smaller ones are left, for the crop enlarges them."""
+
+    @property
+    def aspect(self) -> Float[Tensor, " n"]:
+        """All are square."""
+        return torch.ones(len(self))
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def read(
+        self, indices: Int[Tensor, " b"], side: int, boxes: Float[Tensor, "b 4"] | None = None
+    ) -> tuple[UInt8[Tensor, "b c h w"], Float[Tensor, "b 4"]]:
+        """The whole images; evaluation sees all of them."""
+        images = torch.from_numpy(self.images[indices.numpy()])
+        if self.side < images.shape[-1]:
+            small = F.interpolate(images.float(), (self.side, self.side), mode="bicubic", antialias=True)
+            images = small.round().clamp(0, 255).byte()
+        return images, WHOLE.repeat(len(indices), 1) if boxes is None else boxes
+
+
+def hold_out(train: Split, version: str) -> tuple[Subset, Subset, str]:
+    """Train without val, val, and the version with this rule in it, for data that come without a val.
+
+    Val is a tenth, at most 10,000 images and at least one of two, the same ones for every trial.
+    """
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(1))
+    count = min(max(1, len(train) // 10), 10_000, len(train) - 1)
+    mixed = hashlib.sha256(f"{version}/{HELD_OUT}".encode()).hexdigest()[:12]
+    return Subset(train, order[count:].sort().values), Subset(train, order[:count].sort().values), mixed
+
+
+def from_arrays(
+    data: Data, version: str, arrays: Mapping[str, NDArray[Any]], *, classes: int, flips: bool
+) -> Dataset:
+    """A dataset of `<split>_images` `[n, c, s, s]` and `<split>_labels` `[n]`; if none, val is held out."""
+
+    def split(name: str) -> ArraySplit:
+        labels = torch.tensor(arrays[f"{name}_labels"], dtype=torch.int64)
+        return ArraySplit(arrays[f"{name}_images"].view(np.uint8), labels, data.image_size)
+
+    train: Split = (whole := split("train"))
+    kept = torch.arange(len(whole))
+    if "val_images" in arrays:
+        val: Split = split("val")
+    else:
+        train, val, version = hold_out(whole, version)
+        kept = train.indices
+    # a thousand images fix the mean to a grey level; all of them would be read from disk by every trial
+    sample = whole.images[kept[:: max(1, len(kept) // 1000)].numpy()] / 255
+    mean, std = (tuple(part.tolist()) for part in (sample.mean((0, 2, 3)), sample.std((0, 2, 3))))
+    return Dataset(data.name, version, sample.shape[1], classes, mean, std, flips, train, val, split("test"))
+
+
+def root_of(data: Data) -> Path:
+    """The folder `data.path`.
+
+    Raises:
+        UserError: none is given, or it is not there.
+    """
+    if data.path is None:
+        raise UserError(f"data.path: {data.name} lies on disk: give the folder that holds it")
+    root = Path(data.path).expanduser()
+    if not root.is_dir():
+        raise UserError(f"data.path: {root} is not a folder: give the folder that holds {data.name}")
+    return root

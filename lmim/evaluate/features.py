@@ -1,0 +1,141 @@
+"""The features of a frozen encoder, as protocols see them: made once, shared by all protocols of a trial."""
+
+import math
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from lmim.data import Dataset, Split
+from lmim.data.augment import crop, normalise
+from lmim.data.reading import ahead
+from lmim.data.splits import Subset
+
+Encode = Callable[[Float[Tensor, "b c s s"]], Float[Tensor, "b d"]]
+
+BATCH = 256
+SAMPLE = {"train": 1000, "judged": 250}
+"""Images of a sample, at most."""
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """The features of a split and their classes, in the split's order; they come to the device when asked."""
+
+    features: Float[Tensor, "n d"]
+    """On the host, in a file that is mapped into memory, which gives it back when it is short."""
+    labels: Int[Tensor, " n"]
+    device: torch.device | str = "cpu"
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batches(self) -> Iterator[tuple[Float[Tensor, "b d"], Int[Tensor, " b"]]]:
+        """All of it in batches of `BATCH`, on the device."""
+        for start in range(0, len(self), BATCH):
+            yield self._part(slice(start, start + BATCH))
+
+    def whole(self) -> tuple[Float[Tensor, "n d"], Int[Tensor, " n"]]:
+        """All of it at once, on the device."""
+        return self._part(slice(None))
+
+    def finite(self) -> bool:
+        """Whether every feature is a number; one that diverged has no accuracy."""
+        return all(bool(part.isfinite().all()) for part in torch.split(self.features, BATCH))
+
+    def sample(self, count: int) -> "Labelled":
+        """At most so many rows, those of the images that `sampled` keeps."""
+        rows = chosen(len(self), count)
+        return replace(self, features=self.features[rows], labels=self.labels[rows])
+
+    def _part(self, rows: slice) -> tuple[Float[Tensor, "b d"], Int[Tensor, " b"]]:
+        # a copy, or a protocol that writes to its batch would spoil it for the next
+        return self.features[rows].to(self.device, copy=True), self.labels[rows].to(self.device, copy=True)
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """What a protocol is given: the training images to learn from, and those to be judged on."""
+
+    train: Labelled
+    judged: Labelled
+    """The test split, or the validation split."""
+    classes: int
+
+    def finite(self) -> bool:
+        """Whether every feature is a number."""
+        return self.judged.finite() and self.train.finite()
+
+    def sample(self) -> "Frozen":
+        """The same with a few of the images, always the same ones."""
+        return replace(self, **{name: getattr(self, name).sample(count) for name, count in SAMPLE.items()})
+
+
+def freeze(
+    encode: Encode, dataset: Dataset, splits: Iterable[str], side: int, device: torch.device | str = "cpu"
+) -> dict[str, Frozen]:
+    """What a protocol is given for each split to be judged: a pass over it, and one over the training images.
+
+    Images are normalised and not augmented: the central square at side x side pixels. What `encode` raises
+    passes through, and nothing is left behind.
+    """
+
+    def encoded(split: Split) -> Labelled:
+        parts = _encoded(encode, dataset, split, side, device)
+        return Labelled(_stored(parts), split.labels, device)
+
+    judged = {name: encoded(getattr(dataset, name)) for name in dict.fromkeys(splits)}
+    train = encoded(dataset.train)
+    return {name: Frozen(train, one, dataset.classes) for name, one in judged.items()}
+
+
+def sampled(dataset: Dataset, splits: Iterable[str] = ("test",)) -> Dataset:
+    """The dataset with the images of the samples alone: judged in seconds, it says what the samples say."""
+    counts = {"train": SAMPLE["train"]} | dict.fromkeys(splits, SAMPLE["judged"])
+    parts = {name: getattr(dataset, name) for name in counts}
+    kept: dict[str, Any] = {name: Subset(one, chosen(len(one), counts[name])) for name, one in parts.items()}
+    return replace(dataset, **kept)
+
+
+def chosen(length: int, count: int) -> Int[Tensor, " n"]:
+    """Which of so many images are in a sample of about `count`: some batches of the whole pass, in order.
+
+    Batches, so that each image is encoded among the same others, and its features are the same to the last
+    digit; drawn at random, for labels may be sorted.
+
+    >>> chosen(3, 5).tolist(), len(chosen(2000, 250))
+    ([0, 1, 2], 256)
+    """
+    batches = torch.split(torch.arange(length), BATCH)
+    order = torch.randperm(len(batches), generator=torch.Generator().manual_seed(0))
+    return torch.cat([batches[int(i)] for i in order[: math.ceil(count / BATCH)].sort().values])
+
+
+def _encoded(
+    encode: Encode, dataset: Dataset, split: Split, side: int, device: torch.device | str
+) -> Iterator[Float[Tensor, "b d"]]:
+    mean, std = (torch.tensor(values, device=device) for values in (dataset.mean, dataset.std))
+    for read in ahead(split.read(indices, side) for indices in torch.split(torch.arange(len(split)), BATCH)):
+        images, boxes = (part.to(device, non_blocking=True) for part in read)
+        with torch.no_grad():
+            features = encode(normalise(crop(images, boxes, side), mean, std))
+        yield features.detach().float().cpu()
+
+
+def _stored(parts: Iterable[Float[Tensor, "b d"]]) -> Float[Tensor, "n d"]:
+    """The rows in a file without a name, which is gone with the tensor, however the process ends.
+
+    It lies where TMPDIR says. The mapping is private: what is written to the tensor never reaches the file.
+    """
+    with tempfile.TemporaryFile() as file:
+        width = 0
+        for part in parts:
+            width = part.shape[1]
+            file.write(part.contiguous().numpy().data)
+        file.flush()
+        return torch.from_numpy(np.memmap(file, np.float32, "c").reshape(-1, width))

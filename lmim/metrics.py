@@ -1,0 +1,87 @@
+"""What every metric is called, what it is measured in, and which way is better; each stands once.
+
+Here are the trainer's own. Those of a protocol stand in its file (`METRICS`, see `trial/evaluation.py`).
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+Better = Literal["higher", "lower"] | None
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric as MLflow names it, and for people."""
+
+    name: str
+    label: str
+    unit: str = ""
+    better: Better = None
+    """None where neither way is."""
+
+    @property
+    def heading(self) -> str:
+        """The label and the unit.
+
+        >>> Metric("eval/knn_top1", "k-NN top-1", "%", "higher").heading
+        'k-NN top-1 (%)'
+        """
+        return f"{self.label} ({self.unit})" if self.unit else self.label
+
+
+class Judge(Protocol):
+    """What has metrics of its own: an `Evaluation`."""
+
+    @property
+    def metrics(self) -> Mapping[str, Metric]:
+        """By the name that the protocol gives them."""
+
+
+RANK_RATIO = "eval/rank_ratio"
+"""The effective rank of the features over that before training."""
+COLLAPSED = 0.5
+"""A trial has collapsed when its rank ratio is below."""
+
+OWN: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric(RANK_RATIO, "rank ratio", better="higher"),
+        Metric("collapse/rank", "effective rank", better="higher"),
+        Metric("collapse/image_cosine", "cosine between images", better="lower"),
+        Metric("collapse/patch_cosine", "cosine between patches", better="lower"),
+        Metric("collapse/std", "deviation between images", better="higher"),
+        Metric("train/loss", "training loss", better="lower"),
+        Metric("train/grad_norm", "gradient norm"),
+        Metric("train/lr", "learning rate"),
+        Metric("train/epoch", "epoch"),
+        Metric("system/seconds", "time", "s", "lower"),
+        Metric("system/gpu_seconds", "GPU time", "s", "lower"),
+        Metric("system/images_per_second", "images per second", better="higher"),
+    )
+}
+"""What the trainer measures, whatever it trains and however it is judged."""
+
+
+def known(evaluations: Iterable[Judge] = ()) -> dict[str, Metric]:
+    """Every metric by its name: those of the evaluations, then the trainer's own."""
+    judged = {metric.name: metric for one in evaluations for metric in one.metrics.values()}
+    return judged | OWN
+
+
+def look_up(name: str, metrics: Mapping[str, Metric] = OWN) -> Metric:
+    """A metric by its name; one that is not known, such as an objective's own figure, is called by it.
+
+    >>> look_up("collapse/rank").label, look_up("train/mask_overlap").label
+    ('effective rank', 'mask overlap')
+    """
+    return metrics.get(name) or Metric(name, name.rpartition("/")[2].replace("_", " "))
+
+
+def full_name(metric: str) -> str:
+    """A metric as MLflow has it: a bare word is an evaluation's, on the test split.
+
+    >>> full_name("knn_top1"), full_name("collapse/rank")
+    ('eval/knn_top1', 'collapse/rank')
+    """
+    return metric if "/" in metric else f"eval/{metric}"

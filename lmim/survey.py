@@ -1,0 +1,94 @@
+"""What only the data and the model themselves can tell a plan, asked in a process of its own.
+
+Planning imports no torch. What it must know (what the data are, how many; the FLOPs of a step) it asks this
+module, which opens the dataset and runs the model on tensors without content; `plan/facts.py` remembers the
+answers.
+"""
+
+import json
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from lmim import objectives
+from lmim.config import Config
+from lmim.data import open_dataset
+from lmim.errors import UserError, cause
+from lmim.objectives import Setup
+
+IMAGES = 2
+"""Images of the micro-batch whose FLOPs are counted."""
+
+
+def data(config: Config) -> dict[str, Any]:
+    """What a dataset is, and how many images are in each split."""
+    found = open_dataset(config.data, config.sources)
+    return {
+        "version": found.version,
+        "train": len(found.train),
+        "val": len(found.val),
+        "test": len(found.test),
+        "channels": found.channels,
+        "classes": found.classes,
+    }
+
+
+def flops(config: Config, channels: int, classes: int) -> dict[str, Any]:
+    """FLOPs of a training step and of the encoder for each image; a multiplication and an addition are two.
+
+    Counted by torch on the meta device: nothing is computed, whatever the size.
+    """
+    setup = Setup(config.data.image_size, channels, classes, config.data.crop_scale, False, config.sources)
+    with torch.device("meta"):
+        objective = objectives.build(config, setup)
+    side = config.data.image_size
+    images = torch.empty(IMAGES, channels, side, side, device="meta")
+    with torch.no_grad(), FlopCounterMode(display=False) as encoding:
+        width = objective.features(images).shape[1]
+    learns = config.optim.epochs and any(parameter.requires_grad for parameter in objective.parameters())
+    return {
+        "step": _step(objective, setup) if learns else 0.0,
+        "encode": encoding.get_total_flops() / IMAGES,
+        "width": width,
+    }
+
+
+def _step(objective: objectives.Objective, setup: Setup) -> float:
+    draw = objective.draw(torch.ones(IMAGES), torch.Generator().manual_seed(0))
+    views = draw.boxes.shape[1]
+    shape = IMAGES, views, setup.channels, objective.crop_side, objective.crop_side
+    own = {name: _on_meta(tensor) for name, tensor in draw.own.items()}
+    scheduled = {name: torch.tensor(value, device="meta") for name, value in objective.scheduled(0.5).items()}
+    labels = torch.empty(IMAGES, dtype=torch.int64, device="meta")
+    with FlopCounterMode(display=False) as counter:
+        figures = objective(torch.empty(shape, device="meta"), labels, own, scheduled)
+        figures["loss"].backward()
+    total: int = counter.get_total_flops()
+    return total / IMAGES
+
+
+def _on_meta(tensor: Tensor) -> Tensor:
+    return tensor.to("meta")
+
+
+def main() -> int:
+    """Answers a list of questions on stdin with a list on stdout, as JSON; an error is an answer too."""
+    answers = []
+    for question in json.load(sys.stdin):
+        try:
+            config = Config.read(question["config"])
+            if question["about"] == "data":
+                answers.append(data(config))
+            else:
+                answers.append(flops(config, question["channels"], question["classes"]))
+        except Exception as error:  # noqa: BLE001  the one who asked tells the user
+            answers.append({"error": cause(error), "user": isinstance(error, UserError)})
+    json.dump(answers, sys.stdout)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

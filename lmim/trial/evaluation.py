@@ -1,0 +1,256 @@
+"""How a trial is judged, and what is remembered of it: one file an evaluation, in the trial's own folder.
+
+    <out>/trials/<id>/evaluations/<protocol>-<identity>.json
+
+An evaluation has an identity of its own, so that a protocol is added to old trials, or changed, without
+training any again. Imports no torch.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, create_model
+
+from lmim import variants
+from lmim.config import Section
+from lmim.errors import UserError, nearest, show, word
+from lmim.files import write_atomic
+from lmim.metrics import OWN, Better, Metric
+
+DEFAULT = ("nn", "knn", "linear")
+"""The protocols of a sweep file that names none."""
+
+FOLDERS = {"test": "eval", "val": "val"}
+"""What a metric's name begins with: by the split that is judged."""
+
+
+class EntryError(ValueError):
+    """What is wrong with one entry of `evaluate`; `entry` is its number, from 0."""
+
+    def __init__(self, entry: int, message: str) -> None:
+        super().__init__(message)
+        self.entry = entry
+
+
+class Entry(Section):
+    """What a protocol's METRICS say of one of them."""
+
+    label: str
+    unit: str = ""
+    better: Better = None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A protocol, its settings, and the split that it judges. Made by `read_evaluations`, which checks it."""
+
+    protocol: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    split: Literal["test", "val"] = "test"
+    sources: Mapping[str, str] = field(default_factory=dict)
+    """Where the protocol is the user's own: its file, and the text of it."""
+
+    @property
+    def name(self) -> str:
+        """The protocol without the file that it stands in."""
+        return self.protocol.rpartition(":")[2]
+
+    @property
+    def changed(self) -> dict[str, Any]:
+        """The settings that are not at their neutral value."""
+        neutral = variants.describe("evaluate", self.protocol, self.sources).settings
+        return {key: value for key, value in self.settings.items() if value != neutral[key].neutral}
+
+    @property
+    def metrics(self) -> dict[str, Metric]:
+        """Its metrics, by the name that the protocol gives them."""
+        changed = self.changed
+        suffix = "".join(f".{key}{_after(value)}" for key, value in changed.items())
+        said = [f"{key}={word(value)}" for key, value in changed.items()]
+        said += ["validation"] if self.split == "val" else []
+        return {
+            name: Metric(
+                f"{FOLDERS[self.split]}/{name}{suffix}",
+                ", ".join([entry.label, *said]),
+                entry.unit,
+                entry.better,
+            )
+            for name, entry in _entries(self.protocol, self.sources).items()
+        }
+
+    def identity(self, trial: str, data_version: str) -> str:
+        """Eight hex digits of the SHA-256 of what the figures depend on, besides the package's own code."""
+        used = {
+            "trial": trial,
+            "protocol": self.protocol,
+            "settings": self.changed,
+            "split": self.split,
+            "data": data_version,
+            "sources": {file: variants.digest(text) for file, text in self.sources.items()},
+        }
+        canonical = json.dumps(used, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()[:8]
+
+    def file(self, folder: Path, data_version: str) -> Path:
+        """Where the result is kept, in the trial's folder, which is named as the trial."""
+        return folder / "evaluations" / f"{self.name}-{self.identity(folder.name, data_version)}.json"
+
+
+def protocol_of(entry: object) -> tuple[str, dict[str, Any]]:
+    """The protocol that an entry names, and the settings that it gives, unchecked.
+
+    >>> protocol_of("nn"), protocol_of({"knn": {"k": 5}})
+    (('nn', {}), ('knn', {'k': 5}))
+    """
+    if isinstance(entry, str):
+        return entry, {}
+    if isinstance(entry, Mapping) and len(entry) == 1:
+        [(protocol, settings)] = entry.items()
+        if isinstance(protocol, str) and isinstance(settings, Mapping):
+            return protocol, dict(settings)
+    raise ValueError(f"expected a protocol, or one with its settings such as knn: {{k: 5}}, found {entry!r}")
+
+
+def read_evaluations(
+    entries: Sequence[object] = DEFAULT, sources: Mapping[str, str] = {}
+) -> tuple[Evaluation, ...]:
+    """What a sweep file's `evaluate` says; `sources` holds the text of the user's own files.
+
+    Raises:
+        EntryError: an entry that is wrong, or whose metrics another one has.
+    """
+    found: list[Evaluation] = []
+    owners = dict.fromkeys(OWN, "the trainer")
+    for number, entry in enumerate(entries):
+        try:
+            one = _read(*protocol_of(entry), sources)
+            if one in found:
+                raise ValueError(f"duplicate {one.protocol}: expected once with the same settings")
+            for metric in one.metrics.values():
+                if metric.name in owners:
+                    raise ValueError(
+                        f"{one.protocol}: expected a metric of its own, found {metric.name}, "
+                        f"which is that of {owners[metric.name]}"
+                    )
+                owners[metric.name] = one.protocol
+        except ValueError as error:
+            raise EntryError(number, str(error)) from None
+        found.append(one)
+    return tuple(found)
+
+
+def _read(protocol: str, given: Mapping[str, Any], sources: Mapping[str, str]) -> Evaluation:
+    own = variants.own(protocol)
+    try:
+        settings = variants.describe("evaluate", protocol, sources).settings
+    except ValueError as error:
+        near = nearest(protocol, variants.choices("evaluate"))
+        raise ValueError(str(error) if own else f"{error}, found {show(protocol)}{near}") from None
+    for key in given:
+        if key not in settings:
+            raise ValueError(
+                f"{protocol}: unknown setting {show(key)}; expected "
+                f"{', '.join(settings) or 'none'}{nearest(key, settings)}"
+            )
+    fields: dict[str, Any] = {key: (one.type, one.neutral) for key, one in settings.items()}
+    try:
+        schema: type[Section] = create_model("Settings", __base__=Section, **fields)
+        read = schema.model_validate(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        expected = first["msg"].removeprefix("Input should be ").replace("a valid integer", "an integer")
+        key = ".".join([protocol, *map(str, first["loc"])])
+        raise ValueError(
+            f"{key}: expected {expected.replace('valid ', '')}, found {show(first['input'])}"
+        ) from None
+    file = protocol.partition(":")[0]
+    one = Evaluation(protocol, read.model_dump(), sources={file: sources[file]} if own else {})
+    _entries(protocol, one.sources)
+    return one
+
+
+def _entries(protocol: str, sources: Mapping[str, str]) -> dict[str, Entry]:
+    """What the METRICS of a protocol's file say."""
+    said = variants.describe("evaluate", protocol, sources).constants.get("METRICS", {})
+    try:
+        entries = TypeAdapter(dict[str, Entry]).validate_python(said, strict=True)
+        if entries and all(re.fullmatch(r"[A-Za-z]\w*", name, re.ASCII) for name in entries):
+            return entries
+    except ValidationError:
+        pass
+    raise ValueError(
+        f"{protocol}: expected in its file a literal such as "
+        f'METRICS = {{"gap": {{"label": "gap", "unit": "%", "better": "higher"}}}}, found {said or "none"}'
+    )
+
+
+def _after(value: object) -> str:
+    """A setting's value as it stands in a metric's name, of which MLflow allows few characters.
+
+    >>> _after(5), _after(0.1), _after("cosine"), _after("a b@c")
+    ('5', '0.1', '-cosine', '-a-b-c')
+    """
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return word(value) if number else "-" + re.sub(r"[^A-Za-z0-9_.-]", "-", word(value))
+
+
+# ------------------------------------------------------------------------------ what is kept
+
+
+class Result(BaseModel):
+    """What one evaluation found, and what it was found with."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+
+    protocol: str
+    settings: dict[str, Any]
+    split: Literal["test", "val"]
+    sources: dict[str, str] = {}
+    """The user's own protocol, as it was."""
+    data_version: str
+    metrics: dict[str, float]
+    """By their full names."""
+    error: str = ""
+    """Why there are none."""
+    sample: dict[str, float]
+    """The same on a few images, to compare another version of the code with."""
+    seconds: float
+    code: str
+    """By `code_digest`."""
+    commit: str
+    torch: str
+    timm: str
+    device: str
+    date: str
+
+    @property
+    def evaluation(self) -> Evaluation:
+        """What was asked for."""
+        return Evaluation(self.protocol, self.settings, self.split, self.sources)
+
+
+def write_result(file: Path, result: Result) -> None:
+    """Put a result on disk, as a whole."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(file, result.model_dump_json(indent=2) + "\n")
+
+
+def read_result(file: Path) -> Result | None:
+    """The result that a file holds; None where there is none.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        return Result.model_validate_json(file.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        raise UserError(
+            f"{file}: damaged or of another version; delete it and run again to judge anew"
+        ) from None

@@ -1,0 +1,47 @@
+"""How a trial stands: what its folder says, as one sweep sees it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from lmim.trial.evaluation import Evaluation, read_result
+from lmim.trial.folder import State, TrialFolder
+
+Status = Literal["new", "running", "interrupted", "trained", "done", "failed"]
+"""As in a trial's state; `trained` is done, but not judged by all that the sweep asks for."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How one trial stands for a sweep."""
+
+    status: Status
+    state: State
+    metrics: Mapping[str, float]
+    """The newest of training, and what the sweep's evaluations found."""
+    error: str | None = None
+    codes: frozenset[str] = frozenset()
+    """What trained and judged it, by `code_digest`."""
+
+
+def standing(folder: TrialFolder, evaluations: Sequence[Evaluation] = (), version: str = "") -> Standing:
+    """How a trial stands; one that calls itself running though no process holds it was interrupted."""
+    state = folder.state()
+    codes = frozenset(filter(None, [state.code]))
+    status: Status = state.status
+    if status == "running" and not folder.locked():
+        status = "interrupted"
+    if status != "done" or state.outcome == "diverged":
+        return Standing(status, state, state.metrics, state.error, codes)
+    found = [read_result(one.file(folder.path, version)) for one in evaluations]
+    results = [result for result in found if result is not None]
+    metrics = dict(state.metrics)
+    for result in results:
+        metrics |= result.metrics
+    codes |= {result.code for result in results}
+    error = next((result.error for result in results if result.error), None)
+    if len(results) < len(found):
+        status = "running" if folder.locked() else "trained"
+    elif error:
+        status = "failed"
+    return Standing(status, state, metrics, error, codes)

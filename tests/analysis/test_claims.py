@@ -1,0 +1,147 @@
+"""Verdicts against statistics worked by hand."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from scipy import stats
+
+from analysis import claims, results
+from tests.analysis.builders import ARMS, NN, PLAN, RUNS, plan_of, runs_of
+
+
+def test_paired_claim_equals_ttest_rel() -> None:
+    """A verdict that is not the paired t-test's would not be what the report says it is."""
+    verdict = claims.judge_claim("patch_discrimination > mse", results.assemble(PLAN, RUNS))
+    test = stats.ttest_rel(NN["patch_discrimination"], NN["mse"])
+    bounds = test.confidence_interval(0.95)
+    assert verdict.verdict == "supported"
+    assert verdict.effect.mean == pytest.approx((7.3 + 7.5 + 7.5) / 3)
+    assert (verdict.effect.low, verdict.effect.high) == pytest.approx((bounds.low, bounds.high))
+    assert verdict.effect.p == pytest.approx(test.pvalue)
+
+
+@pytest.mark.parametrize(
+    ("claim", "expected"),
+    [
+        ("patch_discrimination > mse", "supported"),
+        ("mse < patch_discrimination", "supported"),
+        ("mse > patch_discrimination", "contradicted"),
+        ("mse > cosine", "undecided"),
+        ("mse collapsed", "supported"),
+        ("mse not collapsed", "contradicted"),
+        ("cosine not collapsed", "supported"),
+        ("cosine collapsed", "contradicted"),
+        ("random_encoder > mse", "undecided"),
+        ("loss=patch_discrimination > loss=mse", "supported"),
+        ("raw_pixels > patch_discrimination", "supported"),
+        ("raw_pixels collapsed", "undecided"),
+        ("nonsense > mse", "undecided"),
+    ],
+)
+def test_verdicts(claim: str, expected: str) -> None:
+    """Each kind of claim gets the verdict that its figures give, baselines included."""
+    assert claims.judge_claim(claim, results.assemble(PLAN, RUNS)).verdict == expected
+
+
+def test_one_seed_decides_nothing() -> None:
+    """A single pair has no interval: calling it supported would be a guess."""
+    plan = plan_of({arm: {"loss": arm} for arm in ARMS}, seeds=1)
+    verdict = claims.judge_claim("patch_discrimination > mse", results.assemble(plan, runs_of(plan)))
+    assert verdict.verdict == "undecided"
+    assert "two values" in verdict.reason
+
+
+def grid_of(seeds: int) -> tuple[dict[str, Any], list[results.Trial]]:
+    """Plan and trials of gap x similarity; the gap helps by about one, most with similarity 0.1."""
+    grid = {
+        f"gap={g} similarity={s}": {"mask.gap": g, "mask.similarity": s} for g in (0, 1) for s in (0, 0.1)
+    }
+    plan = plan_of(grid, seeds)
+    runs = []
+    for t in plan["trials"]:
+        axes = grid.get(t["arm"], {"mask.gap": 0, "mask.similarity": 0})
+        effect = axes["mask.gap"] * (1 + 0.1 * t["seed"] + 30 * (axes["mask.similarity"] - 0.05))
+        metrics = {
+            "eval/knn_top1": 100 * axes["mask.similarity"] + effect,
+            "eval/rank_ratio": 0.9 + effect / 100,
+        }
+        run = results.Trial(t["id"], t["arm"], t["seed"], t["id"], code="c0de", metrics=metrics)
+        runs.append(run)
+    return plan, runs
+
+
+def test_terms_pair_over_the_remaining_axes() -> None:
+    """`gap=1 > gap=0` compares within each similarity and seed; mixing them would drown the effect."""
+    found = results.assemble(*grid_of(2))
+    verdict = claims.judge_claim("gap=1 > mask.gap=0", found)
+    assert verdict.effect.n == 2, "cells of one seed are no independent draws"
+    assert verdict.effect.mean == pytest.approx(1.05)
+    assert "2 seeds, each the mean over 2 cells" in verdict.reason
+    assert verdict.verdict == "supported"
+    whole = claims.judge_claim("gap=1 similarity=0.1 > gap=0 similarity=0.1", found)
+    assert whole.effect.n == 2
+
+
+def test_a_seed_that_lacks_cells_is_left_out() -> None:
+    """One pair of a fifth seed must not turn over what four complete seeds say, by changing the question."""
+    plan, runs = grid_of(5)
+    claim = "gap=1 > gap=0"
+    four = claims.judge_claim(claim, results.assemble(plan, [run for run in runs if run.seed < 4]))
+    assert (four.verdict, four.effect.n) == ("supported", 4)
+    lacking = [run for run in runs if run.seed < 4 or "similarity=0.1" not in run.arm]
+    verdict = claims.judge_claim(claim, results.assemble(plan, lacking))
+    assert (verdict.verdict, verdict.effect) == ("supported", four.effect)
+    assert "4 seeds, each the mean over 2 cells" in verdict.reason
+    assert "seed 4 left out: 1 of 2 cells" in verdict.reason
+    ratio = claims.judge_claim("gap=1 not collapsed", results.assemble(plan, lacking))
+    assert (ratio.verdict, ratio.effect.n) == ("supported", 4)
+    assert "seed 4 left out: 1 of 2 cells" in ratio.reason
+
+
+def test_diverged_trial_has_no_pair() -> None:
+    """A diverged trial is no value to compare, and its gap is said."""
+    runs = [*RUNS]
+    runs[1] = replace(runs[1], outcome="diverged", metrics={"system/seconds": 36.0})
+    found = results.assemble(PLAN, runs)
+    verdict = claims.judge_claim("patch_discrimination > mse", found)
+    assert verdict.effect.n == 2
+    assert "1 trial without a finite value" in verdict.reason
+    assert claims.judge_claim("mse < patch_discrimination", found).verdict == "supported"
+    assert claims.judge_claim("mse > patch_discrimination", found).verdict == "contradicted"
+
+
+def test_an_arm_does_not_win_by_the_seeds_that_it_survived() -> None:
+    """An arm that diverges on one seed of three is not better, however good the other two are."""
+    runs = [replace(r, metrics={}) if r.id == "patch_discrimination-1" else r for r in RUNS]
+    found = results.assemble(PLAN, runs)
+    for claim in ("patch_discrimination > mse", "mse > patch_discrimination", "mse < patch_discrimination"):
+        verdict = claims.judge_claim(claim, found)
+        assert verdict.verdict == "undecided"
+        assert "by the seeds that did not diverge alone" in verdict.reason
+
+
+def test_seeds_without_spread_decide_nothing() -> None:
+    """Two may agree by chance, and an interval of no width would be certain of it."""
+    runs = [replace(r, metrics={"eval/knn_top1": 9.0 if r.arm == "mse" else 8.0}) for r in RUNS]
+    verdict = claims.judge_claim("mse > cosine", results.assemble(PLAN, runs))
+    assert verdict.verdict == "undecided"
+    assert "nothing of their spread" in verdict.reason
+
+
+@pytest.mark.parametrize("level", [0.0, 1.1])
+def test_seeds_that_only_rounding_parts_decide_nothing(level: float) -> None:
+    """A difference of 0.1 + 0.2 - 0.3 is none: a verdict on it, at p = 6e-17, would be on the arithmetic."""
+    values = {"mse": [level + v for v in (0.1 + 0.2, 0.7 + 0.1, 0.3 + 0.6)], "cosine": [0.3, 0.8, 0.9]}
+    runs = [replace(r, metrics={"eval/knn_top1": values.get(r.arm, [0] * 3)[r.seed]}) for r in RUNS]
+    verdict = claims.judge_claim("mse > cosine", results.assemble(PLAN, runs))
+    assert verdict.verdict == "undecided"
+    assert "nothing of their spread" in verdict.reason
+    assert verdict.effect.p is None
+
+
+def test_claim_on_another_metric() -> None:
+    """`on nn_top1` must be judged by that metric, not by the sweep's."""
+    verdict = claims.judge_claim("patch_discrimination > mse on nn_top1", results.assemble(PLAN, RUNS))
+    assert verdict.metric == "eval/nn_top1"
+    assert verdict.effect.mean == pytest.approx((7.3 + 7.5 + 7.5) / 6)

@@ -1,0 +1,103 @@
+"""Where trials run: what they may take, how they are stopped, and who is let in."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from lmim.config import Config
+from lmim.errors import UserError
+from lmim.sweep.executors import Resources, Stop
+from tests.sweep.running import REPOSITORY
+
+
+def test_a_part_of_a_gpu_is_asked_for_where_there_is_one() -> None:
+    """Otherwise trials do not share a GPU, or wait for ever for one."""
+    found = Resources(cpus=8, gpus=1)
+    quarter = Config.read({"run": {"gpus": 0.25}})
+    assert found.share(quarter) == {"CPU": 1.0, "GPU": 0.25}
+    assert Resources(cpus=8, gpus=0).share(quarter) == {"CPU": 1.0, "GPU": 0.0}
+    with pytest.raises(UserError, match=r"run\.device: a trial asks for 0\.25 GPUs, and 0 are found here"):
+        Resources(cpus=8, gpus=0).share(Config.read({"run": {"device": "cuda", "gpus": 0.25}}))
+
+
+CLUSTER = """
+import sys
+from pathlib import Path
+from lmim.sweep.executors import Stop, on_ray
+root = Path(sys.argv[1])
+with on_ray(root / "trials", Stop(root / "stop"), None, None, False):
+    import ray
+    print(ray.get_runtime_context().gcs_address, flush=True)
+    ray.get(ray.remote(lambda: 1).remote())
+    print("worked", flush=True)
+    sys.stdin.read()
+"""
+STRANGER = """
+import sys, ray
+ray.init(address=sys.argv[1], log_to_driver=False)
+print("joined", ray.cluster_resources())
+"""
+
+
+def test_the_cluster_lets_no_stranger_in(tmp_path: Path) -> None:
+    """Otherwise anyone on the network, or another user of the host, runs code as the user of a sweep."""
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    pipe = subprocess.PIPE
+    cluster = subprocess.Popen(
+        [sys.executable, "-c", CLUSTER, str(tmp_path)], stdin=pipe, stdout=pipe, text=True, env=environment
+    )
+    try:
+        assert cluster.stdout is not None
+        address = cluster.stdout.readline().strip()
+        assert cluster.stdout.readline() == "worked\n"
+        processes = [psutil.Process(cluster.pid), *psutil.Process(cluster.pid).children(recursive=True)]
+        listening = [
+            (process.name(), socket.laddr.ip)
+            for process in processes
+            for socket in process.net_connections("inet")
+            if socket.status == psutil.CONN_LISTEN
+        ]
+        assert {"gcs_server", "raylet"} <= {name for name, _ in listening}
+        assert {ip for _, ip in listening} <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}, listening
+        plain = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+        plain["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # or it would not even look on the loopback
+        for extra in ({}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}):
+            stranger = subprocess.run(
+                [sys.executable, "-c", STRANGER, address],
+                capture_output=True,
+                text=True,
+                env=plain | extra,
+                timeout=60,
+                check=False,
+            )
+            assert stranger.returncode != 0
+            assert "joined" not in stranger.stdout
+            assert "auth" in stranger.stderr.lower(), stranger.stderr
+    finally:
+        cluster.communicate(timeout=60)
+    assert cluster.returncode == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_every_signal_that_asks_to_stop_is_heard(tmp_path: Path, number: signal.Signals) -> None:
+    """Otherwise Ctrl-C, kill or Slurm's warning ends the command before its trials have saved."""
+    before = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    stop = Stop(tmp_path / "stop")
+    try:
+        stop.listen()
+        assert not stop.wanted()
+        os.kill(os.getpid(), number)
+        assert stop.wanted()
+        assert stop.file.exists(), "workers on other machines look for it"
+        stop.close()
+        assert not stop.file.exists()
+        usual = [signal.default_int_handler, signal.SIG_DFL, signal.SIG_DFL]
+        assert [signal.getsignal(one) for one in before] == usual
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)

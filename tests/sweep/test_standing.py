@@ -1,0 +1,87 @@
+"""How a sweep stands: what is missing, what other code made, and which arm a ladder goes on with."""
+
+from pathlib import Path
+
+from lmim.plan.ablation import load
+from lmim.sweep.standing import Plan
+from lmim.trial.code import code_digest
+from lmim.trial.folder import Replay, TrialFolder
+from tests.sweep.running import TINY, write
+from tests.trial.builders import record
+
+TODO = ("new", "interrupted", "running", "trained")
+
+
+def finish(plan: Plan, figures: dict[str, dict[str, float]]) -> None:
+    """Leave trials as trained and judged: arm to the figure of each split."""
+    for trial in plan.sweep.planned:
+        folder = TrialFolder(plan.root, trial.id)
+        if trial.arm in figures and not trial.provisional:
+            folder.create(trial.config)
+            folder.update(status="done", outcome="learned", code=code_digest())
+            for one in plan.sweep.evaluations:
+                if one.split in figures[trial.arm]:
+                    version = trial.config.data.version
+                    figure = figures[trial.arm][one.split]
+                    record(folder, one, figure, data_version=version, code=code_digest())
+
+
+def test_a_ladder_selects_on_the_validation_split(tmp_path: Path) -> None:
+    """Otherwise the winner is chosen by the figures that are reported, which then flatter it."""
+    file = tmp_path / "ladder.yaml"
+    file.write_text(
+        "name: ladder\ndesign: ladder\nmetric: knn_top1\nevaluate: [nn, {knn: {k: 20}}]\n"
+        "stages:\n  - axes: {loss: [mse, cosine]}\n  - axes: {mask.ratio: [0.5, 0.6]}\n"
+    )
+    plan = Plan.read(load(file, sets=TINY), tmp_path / "trials").settled()
+    assert plan.sweep.selection == "val/knn_top1"
+    assert [(one.name, one.split) for one in plan.sweep.evaluations] == [
+        ("nn", "test"),
+        ("knn", "test"),
+        ("knn", "val"),
+    ]
+    assert {job.trial.arm for job in plan.missing(TODO)} == {"loss=mse", "loss=cosine"}
+    finish(plan, {"loss=mse": {"test": 90.0}, "loss=cosine": {"test": 10.0}})
+    plan = Plan.read(plan.sweep, plan.root).settled()
+    assert {job.trial.arm for job in plan.missing(TODO)} == {"loss=mse", "loss=cosine"}, "no val"
+    finish(plan, {"loss=mse": {"val": 20.0}, "loss=cosine": {"val": 30.0}})
+    plan = Plan.read(plan.sweep, plan.root).settled()
+    assert [stands.metrics["val/knn_top1"] for stands in plan.states.values() if stands.metrics] == [20, 30]
+    missing = [job.trial for job in plan.missing(TODO)]
+    assert len(missing) == 2
+    assert {trial.config.section("loss").kind for trial in missing} == {"cosine"}
+
+
+def test_only_other_code_is_compared_once_an_arm(tmp_path: Path) -> None:
+    """Otherwise every start replays what is known, or old figures stand in the table unchecked."""
+    file = write(tmp_path, seeds="[0, 1]", more="evaluate: [knn]\n")
+    plan = Plan.read(load(file, sets=TINY), tmp_path / "trials")
+    assert not plan.stale()
+    finish(plan, {"mse": {"test": 10.0}, "cosine": {"test": 20.0}})
+    assert not Plan.read(plan.sweep, plan.root).stale(), "today's code"
+    for trial in plan.sweep.planned:
+        if trial.arm == "mse":
+            TrialFolder(plan.root, trial.id).update(code="0ld")
+    plan = Plan.read(plan.sweep, plan.root)
+    assert not plan.missing(TODO)
+    (job,) = plan.stale()
+    both = [trial.id for trial in plan.sweep.planned if trial.arm == "mse"]
+    assert (job.trial.id, list(job.replay)) == (both[0], both)
+    for one in both:
+        TrialFolder(plan.root, one).record_replay(Replay(code=code_digest(), commit="c", of=both[0]))
+    assert not plan.stale()
+
+
+def test_what_was_judged_on_other_data_is_to_be_judged(tmp_path: Path) -> None:
+    """Otherwise figures of images that have changed stand in the table."""
+    file = write(tmp_path, seeds="[0]", more="evaluate: [knn]\n")
+    sweep = load(file, sets=TINY)
+    plan = Plan.read(sweep, tmp_path / "trials")
+    for trial in sweep.planned:
+        folder = TrialFolder(plan.root, trial.id)
+        folder.create(trial.config)
+        folder.update(status="done")
+        record(folder, sweep.evaluations[0], 10.0, data_version="of yesterday")
+    plan = Plan.read(sweep, plan.root)
+    assert [row["status"] for row in plan.rows()] == ["trained", "trained"]
+    assert {job.trial.arm for job in plan.missing(TODO)} == {"mse", "cosine"}

@@ -1,0 +1,84 @@
+"""Where a trial goes on: the old checkpoint or the new one, and nothing that could harm."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from lmim.config import Config
+from lmim.data import open_dataset
+from lmim.errors import UserError
+from lmim.train import checkpoint
+from lmim.train.loop import Run, train
+from lmim.trial.folder import TrialFolder
+
+Tiny = Callable[..., Config]
+
+
+def test_what_is_saved_is_what_is_loaded(tmp_path: Path) -> None:
+    """A trial that goes on with other weights, or another step, is another experiment."""
+    file = tmp_path / "checkpoint.pt"
+    assert checkpoint.load_or_set_aside(file) is None
+    state = {"weights": {"w": torch.randn(3)}, "step": 7, "seconds": 0.1, "names": ["loss"]}
+    checkpoint.save(file, {"step": 6})
+    checkpoint.save(file, state)
+    for loaded in (checkpoint.load(file), checkpoint.load_or_set_aside(file)):
+        assert loaded is not None
+        assert torch.equal(loaded.pop("weights")["w"], state["weights"]["w"])  # type: ignore[index]
+        assert loaded == {key: value for key, value in state.items() if key != "weights"}
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_save_that_fails_leaves_the_old_checkpoint(tmp_path: Path) -> None:
+    """Else an error at the wrong moment costs all that was trained."""
+    file = tmp_path / "checkpoint.pt"
+    checkpoint.save(file, {"step": 6})
+    with pytest.raises(Exception, match="pickle"):
+        checkpoint.save(file, {"step": 7, "cannot": lambda: None})
+    assert checkpoint.load(file) == {"step": 6}
+    assert list(tmp_path.iterdir()) == [file]
+
+
+class Harmful:
+    """What runs when it is unpickled."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return exec, ("raise SystemExit('was run')",)
+
+
+def test_code_in_a_checkpoint_is_not_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Folders of trials are shared, and a stranger's must not run anything here."""
+    file = tmp_path / "checkpoint.pt"
+    torch.save({"step": Harmful()}, file)
+    assert checkpoint.load_or_set_aside(file) is None
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.damaged"]
+    assert "checkpoint.pt cannot be read" in caplog.text
+
+
+def test_a_checkpoint_of_another_trial_is_refused(tmp_path: Path, tiny: Tiny) -> None:
+    """A file that was copied to the wrong folder would make one arm's figures another's."""
+    runs = [Run(c, open_dataset(c.data), torch.device("cpu")) for c in (tiny(), tiny(seed=1))]
+    runs[0].save(tmp_path / "checkpoint.pt")
+    assert runs[0].restore(tmp_path / "checkpoint.pt")
+    with pytest.raises(UserError, match=f"of trial {runs[0].config.identity}, not {runs[1].config.identity}"):
+        runs[1].restore(tmp_path / "checkpoint.pt")
+
+
+@pytest.mark.parametrize("left", [0, 1000, -1], ids=["empty", "cut short", "other bytes"])
+def test_a_trial_with_a_damaged_checkpoint_begins_anew(tmp_path: Path, tiny: Tiny, left: int) -> None:
+    """A disk that lost the checkpoint's end must cost the trial's time, not block the sweep for ever."""
+    config = tiny()
+    folder = TrialFolder(tmp_path, config.identity)
+    steps: list[int] = []
+    train(config, folder, report=lambda step, _: steps.append(step), stop=lambda: bool(steps[-1:] >= [6]))
+    content = folder.checkpoint.read_bytes()
+    damaged = content[:left] if left >= 0 else b"not a checkpoint" * 100
+    folder.checkpoint.write_bytes(damaged)
+    state = train(config, folder)
+    assert state.status == "done"
+    assert folder.checkpoint.with_suffix(".damaged").read_bytes() == damaged
+    trained = [row.step for row in folder.rows()[0] if "train/lr" in row.metrics]
+    assert trained[0] == 3
+    assert len(trained) == len(set(trained))
+    assert trained[-1] == state.steps
