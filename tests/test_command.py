@@ -51,7 +51,7 @@ FILES: list[tuple[str | bytes, str, str]] = [
     (GOOD, "--set loss.tau", "--set loss.tau: expected key=value"),
     (GOOD, "--set loss.tau=abc", "--set loss.tau=abc: loss.tau: expected a number, found abc"),
     (GOOD, "--set run.device=cuda", "--set run.device=cuda: run.device: .*0 are found"),
-    (GOOD, "--scale gpu", r"scales/gpu.yaml:\d+: run.device: .*0 are found"),
+    (GOOD, "--scale gpu --set data.name=digits", r"scales/gpu.yaml:\d+: run.device: .*0 are found"),
     (GOOD, "--scale paper", r"scales/paper.yaml:\d+: data.path: .*not a folder: give the folder that holds"),
     (GOOD, "--scale paper --set data.path=/nope", "--set data.path=/nope: data.path: /nope is not a folder"),
     (GOOD, "--set data.name=imagefolder", "x.yaml: data.path: imagefolder lies on disk: give the folder"),

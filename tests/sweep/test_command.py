@@ -264,10 +264,11 @@ def test_a_trial_that_is_preempted_while_judged_is_judged_again_but_not_for_ever
     assert folder.state().status == "done", "it is trained"
 
 
+@pytest.mark.timeout(600)
 def test_a_sweep_survives_every_kill(tmp_path: Path) -> None:
     """Otherwise hours of training are lost to Ctrl-C, to the out-of-memory killer or to a lost machine."""
     file = write(tmp_path, seeds="[0]")
-    words = arguments(file, epochs=300)
+    words = arguments(file, epochs=1000)
 
     # Ctrl-C: stops within seconds, says how to go on
     process = start(words)
