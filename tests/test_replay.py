@@ -15,7 +15,7 @@ from lmim.train.loop import train
 from lmim.trial.evaluation import read_evaluations
 from lmim.trial.folder import TrialFolder
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 REPOSITORY = Path(__file__).parent.parent
 CONFIG = {
