@@ -21,7 +21,7 @@ from rich.progress import track
 
 from lmim import variants
 from lmim.command import Parser, exit_code, out_folder
-from lmim.config import KINDS, SECTIONS, Config
+from lmim.config import ALWAYS, KINDS, SECTIONS, Config
 from lmim.errors import UserError, cause
 from lmim.files import write_atomic
 from lmim.train import checkpoint
@@ -32,7 +32,6 @@ from lmim.trial.folder import State, TrialFolder
 Json = dict[str, Any]
 PROTOCOLS = {"eval/nn_top1": "nn", "eval/knn_top1": "knn", "eval/linear_top1": "linear"}
 """The metrics that stood in the journal, and the protocols that give them now."""
-ALWAYS = ("data", "optim", "watch", "run")
 
 
 def config_of(old: Mapping[str, Any], version: str | None) -> Config:

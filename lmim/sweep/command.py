@@ -2,7 +2,7 @@
 
     python -m lmim.sweep ablations/loss.yaml --seeds 0,1,2
 
-A trial's folder (see `trial.py`) says whether it is done, so the command may be killed anywhere and
+A trial's folder (see `trial/folder.py`) says whether it is done, so the command may be killed anywhere and
 run again. Ray only brings trials to workers, which `worker.py` runs there.
 
 Planning imports neither torch nor Ray nor MLflow.
