@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from statistics import fmean
 
-from analysis.intervals import Interval, interval
-from analysis.results import Arm, Results, count
+from lmim.analysis.intervals import Interval, interval
+from lmim.analysis.results import Arm, Results, count
 from lmim.errors import word
 from lmim.metrics import COLLAPSED, RANK_RATIO, full_name
 from lmim.plan.claims import parse_claim, selects

@@ -17,8 +17,8 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from analysis.results import Results
-from analysis.table import Row
+from lmim.analysis.results import Results
+from lmim.analysis.table import Row
 from lmim.files import write_atomic
 from lmim.metrics import COLLAPSED, RANK_RATIO
 

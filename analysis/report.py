@@ -19,7 +19,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from analysis import claims, results, table
+from lmim.analysis import claims, results, table
 from lmim.command import Parser, exit_code, out_folder
 from lmim.files import write_atomic
 from lmim.metrics import COLLAPSED
@@ -82,7 +82,7 @@ def _code_digest() -> str:
 
 
 def _write(report: Report, uri: str) -> None:
-    from analysis import figures  # Matplotlib and, below, Jupyter are slow to import: only for a build
+    from lmim.analysis import figures  # Matplotlib and, below, Jupyter are slow to import: only for a build
 
     folder, found, rows = report.path, report.found, report.rows
     with _stages(5) as stage:

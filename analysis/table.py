@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from analysis.intervals import Interval, interval
-from analysis.results import Arm, Results, Trial
+from lmim.analysis.intervals import Interval, interval
+from lmim.analysis.results import Arm, Results, Trial
 from lmim.errors import word
 
 NONE = "-"

@@ -51,7 +51,7 @@ Json = dict[str, Any]
 Hows = Sequence[tuple[str, bool]]
 """Pairs of precision and whether the step is compiled."""
 
-SWEEP = Path(__file__).parent.parent / "ablations" / "loss.yaml"
+SWEEP = Path(__file__).parent / "ablations" / "loss.yaml"
 ARM = "patch_discrimination"
 SHORT = ("data.train_images=5000", "optim.epochs=3", "run.device=cpu")
 """Trials of a quarter of a minute."""

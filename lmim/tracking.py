@@ -17,15 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict
-
 from lmim.command import Parser, exit_code, out_folder
 from lmim.errors import UserError, brief, redacted
 from lmim.files import write_atomic
-from lmim.metrics import Metric, known
-from lmim.plan.ablation import Arm
-from lmim.trial.code import code_digest, code_version
-from lmim.trial.evaluation import Evaluation
+from lmim.plan.record import Record, RecordedTrial
 from lmim.trial.folder import State, TrialFolder
 from lmim.trial.standing import Standing, standing
 
@@ -49,68 +44,6 @@ ENVIRONMENT = {
 }
 METRICS_PER_BATCH = 900  # MLflow takes 1000 metrics, and 1000 of metrics and tags together
 PARAMS_PER_BATCH = 100
-
-
-class PlannedTrial(BaseModel):
-    """A trial as the report needs it; its config lies in its folder."""
-
-    model_config = ConfigDict(frozen=True)
-
-    id: str
-    arm: str
-    seed: int
-    data_version: str = ""
-
-
-class Plan(BaseModel):
-    """What a sweep set out to do: kept as <out>/<name>/<scale>/plan.json and in MLflow."""
-
-    model_config = ConfigDict(frozen=True)
-
-    name: str
-    scale: str
-    settings: dict[str, str] = {}
-    """What --set laid over every arm: such results must not pass for the scale's own."""
-    question: str
-    metric: str
-    design: str
-    seeds: tuple[int, ...]
-    claims: tuple[str, ...]
-    arms: tuple[Arm, ...]
-    trials: tuple[PlannedTrial, ...]
-    evaluations: tuple[Evaluation, ...] = ()
-    metrics: dict[str, Metric] = {}
-    """How each metric is called, in what it is measured, and which way is better."""
-    code: str = ""
-    """The code that results are compared with, by `code_digest`."""
-    commit: str = ""
-
-    @classmethod
-    def of(cls, sweep: "Sweep") -> "Plan":
-        """The plan of a loaded sweep file: all of it, whichever of its trials run now."""
-        return cls(
-            name=sweep.name,
-            scale=sweep.scale,
-            settings=sweep.settings,
-            question=sweep.question,
-            metric=sweep.metric,
-            design=sweep.design,
-            seeds=tuple(sweep.seeds),
-            claims=tuple(claim.text for claim in sweep.claims),
-            arms=sweep.arms,
-            trials=tuple(
-                PlannedTrial(id=t.id, arm=t.arm, seed=t.seed, data_version=t.config.data.version or "")
-                for t in sweep.planned
-            ),
-            evaluations=sweep.evaluations,
-            metrics=known(sweep.evaluations),
-            code=code_digest(),
-            commit=code_version(),
-        )
-
-    def file(self, out: Path) -> Path:
-        """Where the plan is kept."""
-        return out / self.name / self.scale / "plan.json"
 
 
 @dataclass
@@ -181,10 +114,10 @@ class Tracker:
     retry_seconds = 30.0
     """How long to leave a server alone that did not answer."""
 
-    def __init__(self, uri: str | None, sweep: "Sweep | Plan", out: Path) -> None:
+    def __init__(self, uri: str | None, sweep: "Sweep | Record", out: Path) -> None:
         self.uri = uri or default_uri(out)
         self.out = out.resolve()
-        self.plan = sweep if isinstance(sweep, Plan) else Plan.of(sweep)
+        self.plan = sweep if isinstance(sweep, Record) else Record.of(sweep)
         self._axes = {arm.name: arm.axes for arm in self.plan.arms}
         self._parent: str | None = None
         self._experiment = ""
@@ -313,7 +246,7 @@ class Tracker:
             if not token:
                 return
 
-    def _feed(self, trial: PlannedTrial) -> None:
+    def _feed(self, trial: RecordedTrial) -> None:
         folder = self._folder(trial.id)
         # before the rows: a trial that is done has written all of them
         stands = standing(folder, self.plan.evaluations, trial.data_version)
@@ -375,7 +308,7 @@ class Tracker:
                 points.append((name, value, now, state.step))
         return points, offset
 
-    def _create(self, trial: PlannedTrial, state: State) -> _Child:
+    def _create(self, trial: RecordedTrial, state: State) -> _Child:
         tags = {
             "mlflow.parentRunId": self._parent,
             "lmim.trial_id": trial.id,
@@ -464,7 +397,7 @@ def sync(out: Path, uri: str | None = None) -> dict[str, bool]:
     arrived = {}
     for file in files:
         try:
-            plan = Plan.model_validate_json(file.read_text(encoding="utf-8"))
+            plan = Record.model_validate_json(file.read_text(encoding="utf-8"))
         except ValueError as error:
             raise UserError(f"{file}: damaged ({brief(error)}); run the sweep again") from None
         arrived[f"{plan.name}/{plan.scale}"] = Tracker(uri, plan, out).close()
@@ -504,7 +437,7 @@ def _child(run: "Run") -> _Child:
     )
 
 
-def _tags(stands: Standing, folder: TrialFolder, trial: PlannedTrial) -> dict[str, str]:
+def _tags(stands: Standing, folder: TrialFolder, trial: RecordedTrial) -> dict[str, str]:
     """What the report must know of a trial besides its metrics."""
     state, replayed = stands.state, folder.replayed()
     found = {name: getattr(state, name) for name in ("outcome", "commit", "torch", "timm", "device", "host")}

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from analysis import report
 from lmim import tracking
+from lmim.analysis import report
+from lmim.plan.record import Record
 from lmim.sweep import command
 
 HEAD = "name: x\n"
@@ -113,7 +114,7 @@ def test_a_damaged_database_is_named(
     (folder / "results/x/demo").mkdir(parents=True)
     database = folder / "results/mlflow.db"
     database.write_bytes(content)
-    plan = tracking.Plan(
+    plan = Record(
         **{"name": "x", "scale": "demo", "question": "", "metric": "m", "design": "grid"},
         **{"seeds": (), "claims": (), "arms": (), "trials": ()},
     )

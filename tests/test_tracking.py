@@ -22,7 +22,8 @@ from lmim import tracking
 from lmim.config import Config
 from lmim.errors import UserError
 from lmim.plan.ablation import Arm, load
-from lmim.tracking import Plan, PlannedTrial, Tracker, connect, default_uri, main, sync
+from lmim.plan.record import Record, RecordedTrial
+from lmim.tracking import Tracker, connect, default_uri, main, sync
 from lmim.trial.code import code_digest, code_version
 from lmim.trial.evaluation import Evaluation, read_evaluations
 from lmim.trial.folder import Replay, TrialFolder
@@ -41,15 +42,17 @@ class Stage:
     uri: str
     folders: dict[str, TrialFolder] = field(default_factory=dict)
 
-    def plan(self, scale: str = "demo", name: str = "loss", evaluations: tuple[Evaluation, ...] = ()) -> Plan:
+    def plan(
+        self, scale: str = "demo", name: str = "loss", evaluations: tuple[Evaluation, ...] = ()
+    ) -> Record:
         trials = []
         for arm in ("mse", "cosine"):
             config = Config.read({"loss": {"kind": arm}})
-            trials.append(PlannedTrial(id=config.identity, arm=arm, seed=config.seed, data_version="v1"))
+            trials.append(RecordedTrial(id=config.identity, arm=arm, seed=config.seed, data_version="v1"))
             self.folders[arm] = TrialFolder(self.out / "trials", config.identity)
             self.folders[arm].create(config)
         arms = tuple(Arm(arm, {"loss": arm}) for arm in ("mse", "cosine"))
-        return Plan(
+        return Record(
             name=name,
             scale=scale,
             question="Which loss?",
@@ -133,7 +136,7 @@ def test_what_a_finished_sweep_leaves_in_mlflow(stage: Stage) -> None:
         "lmim.design": "grid",
     }
     artifact = stage.client.download_artifacts(parent.info.run_id, "plan.json")
-    assert Plan.model_validate_json(Path(artifact).read_text()) == plan
+    assert Record.model_validate_json(Path(artifact).read_text()) == plan
     assert parent.info.artifact_uri.startswith((stage.out / "artifacts").as_uri())
 
     child = stage.child()
@@ -452,7 +455,7 @@ def test_a_sweep_becomes_a_plan(tmp_path: Path) -> None:
         "claims: [mse > cosine]\nbaselines: [random_encoder]\n"
     )
     sweep = load(file, sets=["optim.epochs=1"], only=["mse"])
-    plan = Plan.of(sweep).model_dump(mode="json")
+    plan = Record.of(sweep).model_dump(mode="json")
     assert plan.pop("trials") == [
         {"id": t.id, "arm": t.arm, "seed": t.seed, "data_version": t.config.data.version}
         for t in sweep.planned
@@ -495,7 +498,7 @@ def test_import_is_cheap_and_making_a_tracker_is_quiet(tmp_path: Path) -> None:
         "import sys, pathlib, lmim.tracking as t\n"
         "assert not {'mlflow', 'torch', 'ray'} & set(sys.modules)\n"
         f"out = pathlib.Path({str(tmp_path)!r})\n"
-        "plan = t.Plan(name='n', scale='s', question='', metric='m', design='grid', seeds=(0,), claims=(),"
+        "plan = t.Record(name='n', scale='s', question='', metric='m', design='grid', seeds=(0,), claims=(),"
         " arms=(), trials=())\n"
         "assert t.Tracker(None, plan, out).close()\n"
         "assert not {'torch', 'ray'} & set(sys.modules)\n"
@@ -580,7 +583,7 @@ def test_a_server_that_dies_and_comes_back(
     assert stage.points() == [(step, step / 2) for step in range(5)]
     assert len(stage.runs()) == 2
     artifact = stage.client.download_artifacts(stage.parent().info.run_id, "plan.json", str(tmp_path))
-    assert Plan.model_validate_json(Path(artifact).read_text()) == stage.plan()
+    assert Record.model_validate_json(Path(artifact).read_text()) == stage.plan()
 
 
 def test_a_dead_server_is_left_alone_for_a_while(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:

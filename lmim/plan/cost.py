@@ -16,7 +16,7 @@ from lmim.config import Config
 from lmim.plan import facts
 from lmim.trial.folder import State
 
-SHIPPED = Path(__file__).parents[2] / "analysis" / "benchmarks"
+SHIPPED = Path(__file__).parents[1] / "analysis" / "benchmarks"
 ASSUMED_GPU = (
     4.5e13,
     "assuming 45 TFLOP/s on one GPU, an A100 at 15 % of its bfloat16 peak; a small model reaches far less",

@@ -20,7 +20,7 @@ from lmim.plan.settings import BASE, SCALE, Schema, Setting, Settings, expectati
 from lmim.trial.evaluation import DEFAULT, EntryError, Evaluation, read_evaluations
 from lmim.variants import Count
 
-PROJECT_ABLATIONS = Path(__file__).parents[2] / "ablations"
+PROJECT_ABLATIONS = Path(__file__).parents[1] / "ablations"
 
 BASELINES: dict[str, dict[str, Any]] = {
     "random_encoder": {"optim.epochs": 0},

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 def conclude(plan: Plan, out: Path, uri: str, console: Console, as_json: bool) -> None:
     """The result table, the verdict on each claim, and where to read on."""
-    from analysis import report
+    from lmim.analysis import report
 
     built = report.build(plan.sweep.name, plan.sweep.scale, out, uri)
     if as_json:

@@ -9,7 +9,7 @@ from typing import Any
 from mlflow import MlflowClient
 from mlflow.entities import Metric, RunTag
 
-from analysis import results
+from lmim.analysis import results
 
 ARMS = ("mse", "cosine", "patch_discrimination")
 BASELINES = ("random_encoder", "raw_pixels")

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from scipy import stats
 
-from analysis import claims, results
+from lmim.analysis import claims, results
 from tests.analysis.builders import ARMS, NN, PLAN, RUNS, plan_of, runs_of
 
 

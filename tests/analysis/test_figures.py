@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from analysis import figures, results, table
+from lmim.analysis import figures, results, table
 from tests.analysis.builders import PLAN, RUNS, plan_of
 
 

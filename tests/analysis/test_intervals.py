@@ -5,7 +5,7 @@ import math
 import pytest
 from scipy import stats
 
-from analysis.intervals import interval
+from lmim.analysis.intervals import interval
 
 
 def test_interval_is_the_t_interval() -> None:

@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 from mlflow import MlflowClient
 
-from analysis import claims, intervals, report, results, table
+from lmim.analysis import claims, intervals, report, results, table
 from lmim.errors import UserError
 from tests.analysis.builders import ARMS, fill, plan_of, runs_of
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from analysis import results, table
+from lmim.analysis import results, table
 from lmim.errors import UserError
 from lmim.plan.sweep_file import SweepFile
 from tests.analysis.builders import BASELINES, PLAN, RUNS, fill, plan_of

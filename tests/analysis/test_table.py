@@ -9,7 +9,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analysis import claims, results, table
+from lmim.analysis import claims, results, table
 from tests.analysis.builders import PLAN, RUNS, plan_of
 
 
