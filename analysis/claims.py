@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from lmim.analysis.intervals import Interval, interval
-from lmim.analysis.results import Arm, Results, count
+from lmim.analysis.results import Arm, Results, Trial, count
 from lmim.errors import word
-from lmim.metrics import COLLAPSED, RANK_RATIO, full_name
+from lmim.metrics import COLLAPSED, full_name, kept
 from lmim.plan.claims import parse_claim, selects
 
 ROUNDING = 1e-6
 """Of the values compared: float32 parts equal ones by less, and no seeds agree to it but by chance."""
+KEPT = "kept"
+"""What a claim of collapse is judged by: see `lmim.metrics.kept`."""
 NOTHING = Interval(0, None, None, None)
 SUPPORTED, CONTRADICTED, UNDECIDED = "supported", "contradicted", "undecided"
 
@@ -25,7 +27,7 @@ class Verdict:
     verdict: str
     metric: str
     effect: Interval
-    """Paired difference in the claim's direction; for collapse, the distance of the rank ratio from 0.5."""
+    """Paired difference in the claim's direction; for collapse, the distance from 0.5 of what is left."""
     reason: str
 
 
@@ -50,14 +52,16 @@ def judge_claim(text: str, results: Results) -> Verdict:
     """The verdict on one claim, from the trials that count.
 
     `A > B`, `A < B`: t-interval over seeds of the difference, paired at equal remaining axes and averaged
-    over them. `A collapsed`, `A not collapsed`: t-interval over seeds of the rank ratio, against 0.5. The
-    cells of one seed share their data order and their first weights: they are no independent draws.
+    over them. `A collapsed`, `A not collapsed`: t-interval over seeds of what is left of the representation
+    (`kept`), against 0.5. The cells of one seed share the order of their data, every draw of equal settings
+    and, where their encoder and decoder are of one make, their first weights: they are no independent draws.
+    (Another decoder has other first weights, the encoder's too: they come from one stream.)
     """
     try:
         claim = parse_claim(text)
     except ValueError as error:
         return Verdict(text, UNDECIDED, results.metric, NOTHING, str(error))
-    metric = RANK_RATIO if claim.right is None else full_name(claim.metric or results.metric)
+    metric = KEPT if claim.right is None else full_name(claim.metric or results.metric)
     sides = [_side(part, results) for part in (claim.left, claim.right) if part is not None]
     if missing := [side.text for side in sides if not side.arms]:
         return Verdict(text, UNDECIDED, metric, NOTHING, f"no arm of the plan is {missing[0]}")
@@ -70,9 +74,13 @@ def judge_claim(text: str, results: Results) -> Verdict:
     return _verdict(text, metric, effect, notes, ahead, behind)
 
 
+def _value(trial: Trial, metric: str) -> float:
+    return kept(trial.metrics) if metric == KEPT else trial.metrics.get(metric, math.nan)
+
+
 def _lost(side: Side, results: Results, metric: str) -> int:
     """How many of a side's trials have no finite value: they diverged."""
-    values = [t.metrics.get(metric, math.nan) for arm in side.arms for t in results.of(arm.name)]
+    values = [_value(trial, metric) for arm in side.arms for trial in results.of(arm.name)]
     return sum(not math.isfinite(value) for value in values)
 
 
@@ -129,16 +137,16 @@ def _interval(values: Sequence[float], compared: Sequence[float]) -> Interval:
 
 
 def _distance(op: str, sides: Sequence[Side], results: Results, metric: str) -> tuple[Interval, list[str]]:
-    """How far the rank ratio lies on the claim's side of 0.5."""
+    """How far what is left of the representation lies on the claim's side of 0.5."""
     sign = 1 if op == "not collapsed" else -1
     ratios: dict[int, dict[str, float]] = {}
     for trial in (trial for arm in sides[0].arms for trial in results.of(arm.name)):
-        if math.isfinite(ratio := trial.metrics.get(metric, math.nan)):
+        if math.isfinite(ratio := _value(trial, metric)):
             ratios.setdefault(trial.seed, {})[trial.arm] = ratio
     seeds, notes = _complete({seed: found.keys() for seed, found in ratios.items()})
     means = [fmean(ratios[seed].values()) for seed in seeds]
     if means:
-        mean = f"rank is {fmean(means):.2f} of that at initialisation"
+        mean = f"by rank or spread, the larger, {fmean(means):.2f} is left of what was there before training"
         notes.insert(0, f"{count(len(means), 'seed')}; {mean}")
     return _interval([sign * (mean - COLLAPSED) for mean in means], [COLLAPSED, *means]), notes
 
@@ -180,7 +188,7 @@ def _cells(
     for arm in side.arms:
         rest = _rest(arm, named, whole)
         for trial in results.of(arm.name):
-            value = trial.metrics.get(metric, math.nan)
+            value = _value(trial, metric)
             if math.isfinite(value):
                 values.setdefault((rest, trial.seed), []).append(value)
     return {key: fmean(found) for key, found in values.items()}

@@ -3,6 +3,7 @@
 Here are the trainer's own. Those of a protocol stand in its file (`METRICS`, see `trial/evaluation.py`).
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -40,22 +41,27 @@ class Judge(Protocol):
 
 RANK_RATIO = "eval/rank_ratio"
 """The effective rank of the features over that before training."""
+SPREAD_RATIO = "eval/spread_ratio"
+"""The spread of the images' directions over that before training."""
 COLLAPSED = 0.5
-"""A trial has collapsed when its rank ratio is below."""
+"""A trial has collapsed when of each measure less is left than this."""
 
 OWN: dict[str, Metric] = {
     metric.name: metric
     for metric in (
         Metric(RANK_RATIO, "rank ratio", better="higher"),
+        Metric(SPREAD_RATIO, "spread ratio", better="higher"),
         Metric("collapse/rank", "effective rank", better="higher"),
         Metric("collapse/image_cosine", "cosine between images", better="lower"),
         Metric("collapse/patch_cosine", "cosine between patches", better="lower"),
         Metric("collapse/std", "deviation between images", better="higher"),
+        Metric("collapse/spread", "spread of directions", better="higher"),
         Metric("train/loss", "training loss", better="lower"),
         Metric("train/grad_norm", "gradient norm"),
         Metric("train/lr", "learning rate"),
         Metric("train/epoch", "epoch"),
         Metric("system/seconds", "time", "s", "lower"),
+        Metric("system/core_seconds", "core time", "s", "lower"),
         Metric("system/gpu_seconds", "GPU time", "s", "lower"),
         Metric("system/images_per_second", "images per second", better="higher"),
     )
@@ -76,6 +82,21 @@ def look_up(name: str, metrics: Mapping[str, Metric] = OWN) -> Metric:
     ('effective rank', 'mask overlap')
     """
     return metrics.get(name) or Metric(name, name.rpartition("/")[2].replace("_", " "))
+
+
+def kept(metrics: Mapping[str, float]) -> float:
+    """What is left of the representation: the larger of the rank's and the spread's ratio; NaN without both.
+
+    Neither tells a collapse alone: features that fill few directions may tell images apart, as those of a
+    classifier do, which draw together by class (neural collapse, arXiv 2008.08186), and a narrow cone may
+    have many directions. That both must have fallen, and to half, is our choice (see analysis/LOG.md). An
+    older trial, without a spread ratio, is told by its rank.
+
+    >>> kept({"eval/rank_ratio": 0.3, "eval/spread_ratio": 0.9}), kept({"eval/rank_ratio": 0.3})
+    (0.9, 0.3)
+    """
+    found = [metrics[name] for name in (RANK_RATIO, SPREAD_RATIO) if name in metrics]
+    return max(found, default=math.nan) if all(map(math.isfinite, found)) else math.nan
 
 
 def full_name(metric: str) -> str:

@@ -14,6 +14,7 @@ def test_every_metric_of_a_sweep_is_known_with_its_direction() -> None:
     less = {name for name, metric in metrics.items() if metric.better == "lower"}
     assert {"collapse/image_cosine", "collapse/patch_cosine", "train/loss"} == less - {
         "system/seconds",
+        "system/core_seconds",
         "system/gpu_seconds",
     }
     assert metrics["train/lr"].better is None

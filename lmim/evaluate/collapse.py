@@ -1,4 +1,4 @@
-"""Is the representation collapsing? Four figures of a batch of patch features.
+"""Is the representation collapsing? Five figures of a batch of patch features.
 
 Memory is that of the batch itself: no matrix of all pairs. They come as 0-d tensors, so that the training
 loop chooses when to fetch them from the device.
@@ -18,18 +18,23 @@ def diagnostics(patch_features: Float[Tensor, "b n d"]) -> dict[str, Float[Tenso
     - patch_cosine: mean cosine between different patches of one image, averaged over images.
     - std: mean over channels of the deviation between images of the unit mean features, times sqrt(d): 1 is
       isotropic, 0 collapse (arXiv 2011.10566).
+    - spread: the root of 1 less the mean squared cosine between different images, which is one over the
+      participation ratio of their directions: 0 where all lie on one line, whichever way it runs.
 
     >>> {name: round(float(value), 2) for name, value in diagnostics(torch.ones(4, 3, 8)).items()}
-    {'rank': 1.0, 'image_cosine': 1.0, 'patch_cosine': 1.0, 'std': 0.0}
+    {'rank': 1.0, 'image_cosine': 1.0, 'patch_cosine': 1.0, 'std': 0.0, 'spread': 0.0}
     """
     patches = patch_features.detach().float()
     images = patches.mean(dim=1)
     unit = F.normalize(images, dim=1)
+    pairs = len(unit) * (len(unit) - 1)
+    squared = ((unit.T @ unit).square().sum() - unit.square().sum(1).square().sum()) / pairs
     return {
         "rank": rankme(images),
         "image_cosine": mean_cosine(images),
         "patch_cosine": mean_cosine(patches).mean(),
         "std": unit.std(dim=0).mean() * unit.shape[1] ** 0.5,
+        "spread": (1 - squared).clamp_min(0).sqrt() if pairs else torch.full_like(squared, torch.nan),
     }
 
 

@@ -17,7 +17,7 @@ import platform
 import re
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,7 +32,7 @@ from lmim.data.augment import crop, normalise
 from lmim.errors import UserError
 from lmim.evaluate import judge
 from lmim.evaluate.collapse import diagnostics
-from lmim.metrics import COLLAPSED, RANK_RATIO
+from lmim.metrics import COLLAPSED, RANK_RATIO, SPREAD_RATIO, kept
 from lmim.objectives import Objective, Setup
 from lmim.schedules import learning_rate
 from lmim.train import checkpoint, processes
@@ -101,7 +101,10 @@ class Progress:
 
     step: int = 0
     initial_rank: float = math.nan
+    initial_spread: float = math.nan
     seconds: float = 0.0
+    core_seconds: float = 0.0
+    gpu_seconds: float = 0.0
 
 
 class Run:
@@ -247,7 +250,12 @@ class Run:
 
     def go_on_from(self, saved: dict[str, Any]) -> None:
         """Take over what a checkpoint holds."""
-        self.progress = Progress(**saved["progress"])
+        progress, run = saved["progress"], self.config.run
+        if "core_seconds" not in progress:  # an older checkpoint: as if it had always run like this
+            cores = progress["seconds"] * run.processes
+            gpus = run.gpus if self.device.type == "cuda" else 0.0
+            progress |= {"core_seconds": cores * run.cpus, "gpu_seconds": cores * gpus}
+        self.progress = Progress(**progress)
         self.objective.load_state_dict(saved["objective"])
         if self.optimiser and saved["optimiser"]:
             self.optimiser.load_state_dict(saved["optimiser"])
@@ -313,7 +321,11 @@ def train(
         if state.status != "done":
             state = _train(run, folder, resumed, report, stop, begun)
         elif run.steps and not resumed:
-            raise UserError(f"{folder.checkpoint}: is gone, and with it what {folder.id} could be judged by")
+            absent = ", ".join(one.name for one in folder.missing(evaluations, config.data.version))
+            raise UserError(
+                f"{folder.checkpoint}: is gone, so that {absent} cannot be judged; what was judged before "
+                f"stands; delete {folder.path} to train the trial again"
+            )
         if state.status == "done" and (missing := folder.missing(evaluations, config.data.version)):
             _evaluate(run, folder, missing, stop)
         return state
@@ -321,7 +333,7 @@ def train(
 
 def _train(run: Run, folder: TrialFolder, resumed: bool, report: Report, stop: Stop, begun: float) -> State:
     """From the checkpoint to the end, or until a stop."""
-    config, earlier, old = run.config, run.progress.seconds, folder.state()
+    config, earlier, old = run.config, replace(run.progress), folder.state()
     folder.rewind(run.progress.step if resumed else -1)
     before = folder.state() if resumed else State(rewinds=folder.state().rewinds)
     journal = Journal(folder, before, report)
@@ -340,20 +352,28 @@ def _train(run: Run, folder: TrialFolder, resumed: bool, report: Report, stop: S
     )
 
     def seconds() -> float:
-        return earlier + time.monotonic() - begun
+        spent = time.monotonic() - begun
+        run.progress.seconds = earlier.seconds + spent
+        # of this run's processes: another number of them may have come this far
+        processes_spent = spent * config.run.processes
+        run.progress.core_seconds = earlier.core_seconds + processes_spent * config.run.cpus
+        if run.device.type == "cuda":
+            run.progress.gpu_seconds = earlier.gpu_seconds + processes_spent * config.run.gpus
+        return run.progress.seconds
 
     def note(metrics: dict[str, float], **fields: Any) -> None:
         epoch = run.progress.step // max(run.per_epoch, 1)
         journal.note(run.progress.step, metrics, epoch=epoch, seconds=seconds(), **fields)
 
     def save() -> None:
-        run.progress.seconds = seconds()
+        seconds()
         folder.sync()
         run.save(folder.checkpoint)
 
     if run.progress.step == 0:
         initial = run.collapse_metrics()
         run.progress.initial_rank = initial["collapse/rank"]
+        run.progress.initial_spread = initial["collapse/spread"]
         note(initial)
     end: End = "trained"
     if run.progress.step < run.steps:
@@ -364,11 +384,11 @@ def _train(run: Run, folder: TrialFolder, resumed: bool, report: Report, stop: S
         return journal.set(status="interrupted", step=run.progress.step, seconds=seconds())
     if end == "trained":
         save()
-    results = {"system/seconds": seconds()}
-    if run.device.type == "cuda":
-        results["system/gpu_seconds"] = results["system/seconds"] * config.run.gpus * config.run.processes
-    outcome, ratio = _outcome(run, end)
-    note(ratio | results, outcome=outcome, eta_seconds=0.0)
+    outcome, ratios = _outcome(run, end)
+    results = {"system/seconds": seconds(), "system/core_seconds": run.progress.core_seconds}
+    if run.progress.gpu_seconds:
+        results["system/gpu_seconds"] = run.progress.gpu_seconds
+    note(ratios | results, outcome=outcome, eta_seconds=0.0)
     folder.sync()
     return journal.set(status="done", finished=time.time())
 
@@ -377,15 +397,18 @@ End = Literal["trained", "diverged", "interrupted"]
 
 
 def _outcome(run: Run, end: End) -> tuple[str | None, dict[str, float]]:
-    """What training came to, and how much of its rank the representation kept."""
+    """What training came to, and how much of its rank and spread the representation kept."""
     if end == "diverged":
         return "diverged", {}
-    ratio = run.collapse_metrics()["collapse/rank"] / run.progress.initial_rank
-    if not math.isfinite(ratio):
+    now, first = run.collapse_metrics(), run.progress
+    ratios = {RANK_RATIO: now["collapse/rank"] / first.initial_rank}
+    if math.isfinite(first.initial_spread):  # unknown where an older checkpoint went on
+        ratios[SPREAD_RATIO] = now["collapse/spread"] / max(first.initial_spread, 1e-12)
+    if not math.isfinite(kept(ratios)):
         return "diverged", {}
     if not run.steps:
-        return None, {RANK_RATIO: ratio}
-    return ("collapsed" if ratio < COLLAPSED else "learned"), {RANK_RATIO: ratio}
+        return None, ratios
+    return ("collapsed" if kept(ratios) < COLLAPSED else "learned"), ratios
 
 
 def joined(earlier: str | None, now: str) -> str:
@@ -421,7 +444,8 @@ def _steps(run: Run, stop: Stop, note: Callable[..., None], save: Callable[[], N
             note(metrics, images_per_second=metrics["system/images_per_second"], eta_seconds=eta)
             if not math.isfinite(metrics["train/loss"] + metrics["train/grad_norm"]):
                 return "diverged"
-        if progress.step % (run.per_epoch * config.watch.every_epochs) == 0 or last:
+        watched = progress.step % (run.per_epoch * config.watch.every_epochs) == 0 or last
+        if watched and rank == 0:
             note(run.collapse_metrics())
         if last:
             return "trained"

@@ -99,6 +99,17 @@ def test_a_seed_that_lacks_cells_is_left_out() -> None:
     assert "seed 4 left out: 1 of 2 cells" in ratio.reason
 
 
+def test_what_keeps_its_spread_has_not_collapsed() -> None:
+    """Features of few directions may tell images apart: a claim of collapse needs more than a low rank."""
+    ratios = {"eval/rank_ratio": 0.2, "eval/spread_ratio": 0.9}
+    runs = [replace(run, metrics={k: v + run.seed / 100 for k, v in ratios.items()}) for run in RUNS]
+    assert claims.judge_claim("mse collapsed", results.assemble(PLAN, runs)).verdict == "contradicted"
+    runs = [replace(run, metrics={**run.metrics, "eval/spread_ratio": 0.3 + run.seed / 100}) for run in runs]
+    verdict = claims.judge_claim("mse collapsed", results.assemble(PLAN, runs))
+    assert verdict.verdict == "supported"
+    assert "by rank or spread, the larger, 0.31 is left" in verdict.reason
+
+
 def test_diverged_trial_has_no_pair() -> None:
     """A diverged trial is no value to compare, and its gap is said."""
     runs = [*RUNS]

@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from lmim.evaluate.collapse import diagnostics, mean_cosine, rankme
+from lmim.metrics import COLLAPSED, RANK_RATIO, SPREAD_RATIO, kept
 
 
 def test_rank_of_isotropic_and_of_constant_features() -> None:
@@ -60,3 +61,30 @@ def test_diagnostics_tell_images_from_patches() -> None:
     assert float(same_images["std"]) == pytest.approx(0, abs=1e-5)
     assert float(same_images["rank"]) == pytest.approx(1, abs=1e-3)
     assert {value.shape for value in same_images.values()} == {torch.Size()}
+
+
+def left_of(features: torch.Tensor) -> float:
+    """What is left of isotropic features that have become these, one vector an image."""
+    first = torch.randn(512, 1, 64, generator=torch.Generator().manual_seed(0))
+    before, now = (diagnostics(each) for each in (first, features.unsqueeze(1)))
+    return kept(
+        {
+            RANK_RATIO: float(now["rank"] / before["rank"]),
+            SPREAD_RATIO: float(now["spread"] / before["spread"]),
+        }
+    )
+
+
+def test_known_collapses_are_told_from_what_is_none() -> None:
+    """A classifier's features, drawn together by class, are of low rank, and no trial of it has collapsed."""
+    generator = torch.Generator().manual_seed(1)
+    noise = torch.randn(512, 64, generator=generator)
+    classes = torch.randint(10, (512,), generator=generator)
+    one, signs = F.normalize(torch.randn(64, generator=generator), dim=0), torch.sign(noise[:, :1])
+    assert left_of(one + 0.001 * noise) < 0.1, "complete: one vector for all"
+    assert left_of(signs * one + 0.01 * noise) < COLLAPSED, "dimensional: a line"
+    neural = F.one_hot(classes, 64) + 0.01 * noise
+    assert float(rankme(neural)) < 64 * COLLAPSED, "by its rank alone it would count as one"
+    assert left_of(neural) > 0.9, "neural collapse: ten corners of a simplex"
+    assert left_of(noise[:, :20] @ torch.randn(20, 64, generator=generator)) > 0.9, "20 directions of 64"
+    assert left_of(noise) == pytest.approx(1, abs=0.05)

@@ -145,6 +145,20 @@ def test_a_collapse_is_a_result(tmp_path: Path, tiny: Tiny) -> None:
     state = train(config, TrialFolder(tmp_path, config.identity))
     assert (state.status, state.outcome) == ("done", "collapsed")
     assert state.metrics["eval/rank_ratio"] < COLLAPSED
+    assert state.metrics["eval/spread_ratio"] < COLLAPSED
+
+
+def test_hours_are_counted_by_what_a_trial_took_while_it_took_it(tmp_path: Path, tiny: Tiny) -> None:
+    """Else a trial that went on with more cores is billed as if it had always had them, or never."""
+    first = tiny(optim__epochs=2, run__checkpoint_seconds=0.0)
+    folder = TrialFolder(tmp_path, first.identity)
+    assert train(first, folder, stop=lambda: True).status == "interrupted"
+    alone = torch.load(folder.checkpoint, weights_only=True)["progress"]["seconds"]
+    state = train(tiny(optim__epochs=2, run__cpus=5), folder)
+    more = state.metrics["system/seconds"] - alone
+    assert more > 0
+    assert state.metrics["system/core_seconds"] == pytest.approx(alone + 5 * more)
+    assert "system/gpu_seconds" not in state.metrics
 
 
 SPOILED = """
@@ -286,7 +300,7 @@ def test_a_trial_without_its_checkpoint_cannot_be_judged(tmp_path: Path, tiny: T
     folder = TrialFolder(tmp_path, config.identity)
     train(config, folder)
     folder.checkpoint.unlink()
-    with pytest.raises(UserError, match=r"checkpoint\.pt: is gone"):
+    with pytest.raises(UserError, match=r"checkpoint\.pt: is gone, so that knn cannot be judged; .* delete"):
         train(config, folder, KNN)
     assert not judged(folder)
 
