@@ -1,5 +1,7 @@
 """Arrays that are costly to make, kept in files that many trials may share; how long making them takes."""
 
+import contextlib
+import fcntl
 import os
 import shutil
 import sys
@@ -19,32 +21,57 @@ from lmim.files import cache_root
 def cached_arrays(name: str, make: Callable[[], dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
     """The arrays that `make` returns, memory-mapped from the folder `name` of the cache.
 
-    The folder appears whole, by one rename, so a reader never meets half of it. Processes that make it at
-    once each make their own, and the first to finish wins.
+    The folder appears whole, by one rename, so a reader never meets half of it. Of processes that want it at
+    once one makes it, and the others wait; where a file system has no locks, each makes its own, and the
+    first to finish wins.
     """
     folder = cache_root() / name
-    if not folder.is_dir():
-        arrays = make()
-        try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-            try:
-                for key, array in arrays.items():
-                    with (draft / f"{key}.npy").open("wb") as file:
-                        np.save(file, array)
-                        file.flush()
-                        os.fsync(file.fileno())
-                draft.chmod(0o755)
-                draft.rename(folder)
-            except OSError:
-                # another process was first: renaming onto its folder is refused
-                if not folder.is_dir():
-                    raise
-            finally:
-                shutil.rmtree(draft, ignore_errors=True)
-        except OSError as error:
-            raise UserError(f"{folder}: cannot write the cache ({error.strerror}): set LMIM_CACHE") from error
+    if folder.is_dir():
+        return _mapped(folder)
+    with _alone(folder):
+        if not folder.is_dir():
+            _make(folder, make)
+    return _mapped(folder)
+
+
+def _mapped(folder: Path) -> dict[str, NDArray[Any]]:
     return {path.stem: np.load(path, mmap_mode="r") for path in sorted(folder.glob("*.npy"))}
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold what others who want the folder wait for; the kernel lets go when this process dies."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        file = (folder.parent / f".{folder.name}.lock").open("a")
+    except OSError as error:
+        raise UserError(f"{folder}: cannot write the cache ({error.strerror}): set LMIM_CACHE") from error
+    with file:
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _make(folder: Path, make: Callable[[], dict[str, NDArray[Any]]]) -> None:
+    arrays = make()
+    try:
+        draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        try:
+            for key, array in arrays.items():
+                with (draft / f"{key}.npy").open("wb") as file:
+                    np.save(file, array)
+                    file.flush()
+                    os.fsync(file.fileno())
+            draft.chmod(0o755)
+            draft.rename(folder)
+        except OSError:
+            # another process was first: renaming onto its folder is refused
+            if not folder.is_dir():
+                raise
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot write the cache ({error.strerror}): set LMIM_CACHE") from error
 
 
 Item = TypeVar("Item")

@@ -91,7 +91,7 @@ def _positive(text: str) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; 0: all done, 1: some failed, 2: wrong file or arguments, 130: interrupted."""
+    """Run the command; 0: all done, 1: some failed or do not count, 2: wrong words, 130: interrupted."""
     words = sys.argv[1:] if argv is None else list(argv)
     return exit_code(lambda: command(parser().parse_args(words), words))
 
@@ -133,7 +133,8 @@ def command(args: argparse.Namespace, words: Sequence[str]) -> int:
             )
             return 130
     else:
-        console.print(f"{sweep.name}: nothing is missing ({summary(plan)})", highlight=False)
+        all_counts = "nothing is to run" if plan.excluded() else "nothing is missing"
+        console.print(f"{sweep.name}: {all_counts} ({summary(plan)})", highlight=False)
         _open_tracker(uri, plan.sweep, out).close()
     try:
         conclude(plan, out, uri, console, args.json)
@@ -157,15 +158,26 @@ def _exit_code(plan: Plan, console: Console) -> int:
         )
     if failed:
         console.print("To run what failed again, add --retry-failed.", highlight=False)
+    excluded = plan.excluded()
+    if excluded:
+        arms = ", ".join(dict.fromkeys(trial.arm for trial in excluded))
+        console.print(
+            f"of other code, whose figures today's does not give, and in no table: {len(excluded)} trial"
+            f"{'s' * (len(excluded) > 1)} of {arms}; to train one anew, delete its folder in {plan.root}",
+            style="red",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
     waiting = [trial for trial in plan.sweep.trials if trial.provisional]
     if waiting:
         console.print(
             f"{len(waiting)} trials wait for the winner of an earlier stage, which has none: every arm of it "
-            "failed or diverged, or was left out by --only",
+            "failed, diverged, is of other code, or was left out by --only",
             style="red",
             highlight=False,
         )
-    return 1 if failed or waiting else 0
+    return 1 if failed or excluded or waiting else 0
 
 
 def bring_up_to_date(

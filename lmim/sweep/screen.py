@@ -64,7 +64,7 @@ def trial_table(plan: Plan, running_only: bool = False) -> Table:
         table.add_row(
             escape(trial.arm),
             str(trial.seed),
-            f"[{look}]{state.outcome if ended else shown}[/]",
+            "[red]of other code[/]" if stands.excluded else f"[{look}]{state.outcome if ended else shown}[/]",
             f"{state.epoch}/{trial.config.optim.epochs}",
             _measure(stands, metric),
             duration(state.eta_seconds) if status == "running" and state.eta_seconds else "",
@@ -93,7 +93,9 @@ def summary(plan: Plan) -> str:
         "new": "to do",
     }
     counts = [(len(plan.where(status)), word) for status, word in words.items()]
-    return ", ".join(f"{count} {word}" for count, word in counts if count) or "no trials"
+    said = ", ".join(f"{count} {word}" for count, word in counts if count) or "no trials"
+    excluded = len(plan.excluded())
+    return f"{said}; {excluded} of those done of other code and in no table" if excluded else said
 
 
 def watch(

@@ -1,6 +1,7 @@
 """How a sweep stands: its trials, each with what its folder says."""
 
 import contextlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,9 +10,8 @@ from typing import Any
 from lmim.errors import UserError
 from lmim.plan import ablation, cost
 from lmim.sweep.executors import Job, local_resources
-from lmim.trial.code import code_digest
 from lmim.trial.folder import TrialFolder
-from lmim.trial.standing import Standing, standing
+from lmim.trial.standing import NOT_COMPARED, Standing, standing
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,10 @@ class Plan:
         unique = {trial.id: trial for trial in self.sweep.trials}
         return [trial for trial in unique.values() if self.states[trial.id].status in status]
 
+    def excluded(self) -> list[ablation.Trial]:
+        """What is done and in no table: code of another kind than today's made it."""
+        return [trial for trial in self.where("done") if self.states[trial.id].excluded]
+
     def missing(self, todo: Sequence[str]) -> list[Job]:
         """What to run now: in a ladder, trials of the stages whose predecessor has its winner."""
         wanted = [trial for trial in self.where(*todo) if not trial.provisional]
@@ -46,17 +50,16 @@ class Plan:
         groups: dict[tuple[str, frozenset[str]], list[ablation.Trial]] = {}
         for trial in {trial.id: trial for trial in self.sweep.planned}.values():
             stands = self.states[trial.id]
-            if stands.status in ("done", "failed") and stands.codes - {code_digest()}:
-                found = TrialFolder(self.root, trial.id).replayed()
-                if found is None or found.code != code_digest():
-                    groups.setdefault((trial.config.arm, stands.codes), []).append(trial)
+            if stands.status in ("done", "failed") and stands.excluded == NOT_COMPARED:
+                groups.setdefault((trial.config.arm, stands.codes), []).append(trial)
         return [Job(group[0], replay=[trial.id for trial in group]) for group in groups.values()]
 
     def settled(self) -> "Plan":
         """The plan after what is known by now: a ladder's stage that is over names the next one's trials."""
-        # a failed trial has no result: its stage has no winner before it is run again
+        # what failed, or is in no table, cannot win: its stage has no winner before it is run again
         name = self.sweep.selection
-        known = {key: s.metrics.get(name) for key, s in self.states.items() if s.status == "done"}
+        counts = {key: s for key, s in self.states.items() if s.status == "done" and not s.excluded}
+        known = {key: stands.metrics.get(name) for key, stands in counts.items()}
         sweep = self.sweep.replan(known)
         if sweep == self.sweep:
             return self
@@ -70,9 +73,13 @@ class Plan:
                 "arm": trial.arm,
                 "seed": trial.seed,
                 "config": trial.config.model_dump(mode="json"),
-                "status": self.states[trial.id].status,
+                "status": stands.status,
+                "error": stands.error,
+                "excluded": stands.excluded,
+                "metrics": {k: v if math.isfinite(v) else None for k, v in stands.metrics.items()},
             }
             for trial in self.sweep.trials
+            for stands in [self.states[trial.id]]
         ]
 
 

@@ -76,6 +76,8 @@ def run_here(
             except Busy:
                 time.sleep(0.5)
                 continue
+            with contextlib.suppress(FileNotFoundError):  # of an earlier try
+                (folder.path / "error.txt").unlink()
         return
 
 

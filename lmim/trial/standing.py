@@ -4,11 +4,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from lmim.trial.code import code_digest
 from lmim.trial.evaluation import Evaluation, read_result
 from lmim.trial.folder import State, TrialFolder
 
 Status = Literal["new", "running", "interrupted", "trained", "done", "failed"]
 """As in a trial's state; `trained` is done, but not judged by all that the sweep asks for."""
+
+NOT_COMPARED = "it was not yet replayed by today's code"
 
 
 @dataclass(frozen=True)
@@ -22,17 +25,21 @@ class Standing:
     error: str | None = None
     codes: frozenset[str] = frozenset()
     """What trained and judged it, by `code_digest`."""
+    excluded: str = ""
+    """Why it is in no table though it is done; empty where it counts."""
 
 
 def standing(folder: TrialFolder, evaluations: Sequence[Evaluation] = (), version: str = "") -> Standing:
     """How a trial stands; one that calls itself running though no process holds it was interrupted."""
     state = folder.state()
     codes = frozenset(filter(None, [state.code]))
+    excluded = ""
     status: Status = state.status
     if status == "running" and not folder.locked():
         status = "interrupted"
     if status != "done" or state.outcome == "diverged":
-        return Standing(status, state, state.metrics, state.error, codes)
+        excluded = _excluded(folder, codes) if status == "done" else ""
+        return Standing(status, state, state.metrics, state.error, codes, excluded)
     found = [read_result(one.file(folder.path, version)) for one in evaluations]
     results = [result for result in found if result is not None]
     metrics = dict(state.metrics)
@@ -44,4 +51,12 @@ def standing(folder: TrialFolder, evaluations: Sequence[Evaluation] = (), versio
         status = "running" if folder.locked() else "trained"
     elif error:
         status = "failed"
-    return Standing(status, state, metrics, error, codes)
+    return Standing(status, state, metrics, error, codes, _excluded(folder, codes))
+
+
+def _excluded(folder: TrialFolder, codes: frozenset[str]) -> str:
+    """Whether today's code does what that of a finished trial did, as far as a replay has shown it."""
+    if not codes - {code_digest()}:
+        return ""
+    found = folder.replayed()
+    return found.difference if found is not None and found.code == code_digest() else NOT_COMPARED

@@ -1,11 +1,40 @@
 """What is costly to make: the user is told how long it takes."""
 
 import re
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from lmim.data.cache import noted
+
+MAKING = """
+import pathlib, sys, time
+import numpy as np
+from lmim.data.cache import cached_arrays
+
+def make():
+    with open(sys.argv[1], "a") as file:
+        file.write("made ")
+    time.sleep(0.5)
+    return {"a": np.arange(3)}
+
+print(cached_arrays("costly", make)["a"].sum())
+"""
+
+
+def test_trials_that_start_together_make_the_arrays_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eight trials on a machine would each decode all of ImageNet before their first step."""
+    monkeypatch.setenv("LMIM_CACHE", str(tmp_path / "cache"))
+    words = [sys.executable, "-c", MAKING, str(tmp_path / "count")]
+    started = [subprocess.Popen(words, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    assert [process.communicate(timeout=60)[0] for process in started] == ["3\n"] * 3
+    assert (tmp_path / "count").read_text() == "made "
+    assert [path.name for path in (tmp_path / "cache").glob("[!.]*")] == ["costly"]
 
 
 @pytest.mark.parametrize("terminal", [False, True])

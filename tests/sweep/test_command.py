@@ -264,11 +264,33 @@ def test_a_trial_that_is_preempted_while_judged_is_judged_again_but_not_for_ever
     assert folder.state().status == "done", "it is trained"
 
 
+PACED = """
+import pathlib, time
+from torch.nn import functional as F
+
+GO, seen = pathlib.Path({go!r}), 0
+
+def paced(prediction, target):
+    global seen
+    seen += 1
+    until = time.monotonic() + 2
+    while seen > 12 and not GO.exists() and time.monotonic() < until:
+        time.sleep(0.02)
+    return F.mse_loss(prediction, target)
+
+def paced_too(prediction, target):
+    return paced(prediction, target) * 2
+"""
+
+
 @pytest.mark.timeout(600)
 def test_a_sweep_survives_every_kill(tmp_path: Path) -> None:
     """Otherwise hours of training are lost to Ctrl-C, to the out-of-memory killer or to a lost machine."""
-    file = write(tmp_path, seeds="[0]")
-    words = arguments(file, epochs=1000)
+    # a loss that waits after some steps of a process, so that no machine is too fast to be killed in time
+    go = tmp_path / "go"
+    (tmp_path / "paced.py").write_text(PACED.format(go=str(go)))
+    file = write(tmp_path, arms='["paced.py:paced", "paced.py:paced_too"]', seeds="[0]")
+    words = arguments(file, epochs=150)
 
     # Ctrl-C: stops within seconds, says how to go on
     process = start(words)
@@ -314,6 +336,7 @@ def test_a_sweep_survives_every_kill(tmp_path: Path) -> None:
     process = start(words)
     fourth = eventually(lambda: at_step(file, third.step + 1), "the trials go on")[0]
     os.kill(fourth.pid, signal.SIGUSR1)
+    go.touch()
     printed, _ = process.communicate(timeout=240)
     assert process.returncode == 0, printed
     for folder in folders(file):

@@ -1,8 +1,13 @@
 """How a sweep stands: what is missing, what other code made, and which arm a ladder goes on with."""
 
+import io
 from pathlib import Path
 
+from rich.console import Console
+
 from lmim.plan.ablation import load
+from lmim.sweep import command
+from lmim.sweep.screen import summary
 from lmim.sweep.standing import Plan
 from lmim.trial.code import code_digest
 from lmim.trial.folder import Replay, TrialFolder
@@ -69,7 +74,51 @@ def test_only_other_code_is_compared_once_an_arm(tmp_path: Path) -> None:
     assert (job.trial.id, list(job.replay)) == (both[0], both)
     for one in both:
         TrialFolder(plan.root, one).record_replay(Replay(code=code_digest(), commit="c", of=both[0]))
-    assert not plan.stale()
+    assert not Plan.read(plan.sweep, plan.root).stale()
+
+
+def test_a_ladder_stands_on_no_trial_that_its_report_leaves_out(tmp_path: Path) -> None:
+    """Otherwise a later stage trains on a winner that no table has, chosen by code that does not exist."""
+    file = tmp_path / "ladder.yaml"
+    file.write_text(
+        "name: ladder\ndesign: ladder\nmetric: knn_top1\nevaluate: [{knn: {k: 20}}]\n"
+        "stages:\n  - axes: {loss: [mse, cosine]}\n  - axes: {mask.ratio: [0.5, 0.6]}\n"
+    )
+    plan = Plan.read(load(file, sets=TINY), tmp_path / "trials")
+    arms = {"loss=mse": {"val": 20.0, "test": 1.0}, "loss=cosine": {"val": 30.0, "test": 1.0}}
+    finish(plan, arms)
+    assert len(Plan.read(plan.sweep, plan.root).settled().missing(TODO)) == 2, "cosine has won"
+    (best,) = (TrialFolder(plan.root, t.id) for t in plan.sweep.planned if t.arm == "loss=cosine")
+    best.update(code="0ld")
+    plan = Plan.read(plan.sweep, plan.root).settled()
+    assert not plan.missing(TODO), "what was not yet compared has not won"
+    assert [job.trial.id for job in plan.stale()] == [best.id]
+    best.record_replay(Replay(code=code_digest(), commit="c", of=best.id, difference="step 1: loss"))
+    plan = Plan.read(plan.sweep, plan.root).settled()
+    assert (plan.missing(TODO), plan.stale()) == ([], []), "what differs has not won"
+    best.record_replay(Replay(code=code_digest(), commit="c", of=best.id))
+    missing = Plan.read(plan.sweep, plan.root).settled().missing(TODO)
+    assert {job.trial.config.section("loss").kind for job in missing} == {"cosine"}
+
+
+def test_the_status_says_what_is_in_no_table(tmp_path: Path) -> None:
+    """Otherwise the command calls a sweep done of which an arm has no row."""
+    file = write(tmp_path, seeds="[0, 1]", more="evaluate: [knn]\n")
+    plan = Plan.read(load(file, sets=TINY), tmp_path / "trials")
+    finish(plan, {"mse": {"test": 10.0}, "cosine": {"test": 20.0}})
+    plan = Plan.read(plan.sweep, plan.root)
+    assert summary(plan) == "4 done"
+    assert [(row["excluded"], row["metrics"]) for row in plan.rows()][:1] == [("", {"eval/knn_top1": 10.0})]
+    first = TrialFolder(plan.root, plan.sweep.planned[0].id)
+    first.update(code="0ld")
+    first.record_replay(Replay(code=code_digest(), commit="c", of=first.id, difference="step 1: loss"))
+    plan = Plan.read(plan.sweep, plan.root)
+    assert summary(plan) == "4 done; 1 of those done of other code and in no table"
+    assert [row["excluded"] for row in plan.rows()] == ["step 1: loss", "", "", ""]
+    printed = io.StringIO()
+    assert command._exit_code(plan, Console(file=printed, width=200)) == 1
+    assert "1 trials of mse" not in printed.getvalue()
+    assert "1 trial of mse" in printed.getvalue()
 
 
 def test_what_was_judged_on_other_data_is_to_be_judged(tmp_path: Path) -> None:

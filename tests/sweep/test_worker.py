@@ -8,11 +8,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 from lmim.config import Config
+from lmim.plan.ablation import load
 from lmim.sweep import worker
 from lmim.trial.evaluation import read_evaluations
 from lmim.trial.folder import TrialFolder
 from lmim.trial.standing import standing
-from tests.sweep.running import REPOSITORY
+from tests.sweep.running import REPOSITORY, TINY, write
 from tests.trial.builders import record
 
 
@@ -52,6 +53,17 @@ def test_an_exception_in_a_trial_is_its_result(tmp_path: Path) -> None:
     assert (state.status, state.error) == ("failed", "ValueError: no such thing")
     (traceback,) = (tmp_path / "trials").glob("*/error.txt")
     assert "in train" in traceback.read_text()
+
+
+def test_a_retry_that_went_well_leaves_no_traceback(tmp_path: Path) -> None:
+    """Otherwise who looks into the folder of a finished trial reads why it failed."""
+    (trial,) = load(write(tmp_path, arms="[mse]", seeds="[0]"), sets=[*TINY, "optim.epochs=1"]).trials
+    folder = TrialFolder(tmp_path / "trials", trial.id)
+    folder.create(trial.config)
+    (folder.path / "error.txt").write_text("of the first try")
+    worker.run_here(trial.config, folder, [], lambda: False)
+    assert folder.state().status == "done"
+    assert not (folder.path / "error.txt").exists()
 
 
 def test_a_trial_that_is_killed_again_and_again_fails_with_the_cause(tmp_path: Path) -> None:
