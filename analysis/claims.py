@@ -146,7 +146,7 @@ def _distance(op: str, sides: Sequence[Side], results: Results, metric: str) -> 
     seeds, notes = _complete({seed: found.keys() for seed, found in ratios.items()})
     means = [fmean(ratios[seed].values()) for seed in seeds]
     if means:
-        mean = f"by rank or spread, the larger, {fmean(means):.2f} is left of what was there before training"
+        mean = f"by rank, spread or neighbours, the largest, {fmean(means):.2f} is left of what was before"
         notes.insert(0, f"{count(len(means), 'seed')}; {mean}")
     return _interval([sign * (mean - COLLAPSED) for mean in means], [COLLAPSED, *means]), notes
 

@@ -41,16 +41,20 @@ class Judge(Protocol):
 
 RANK_RATIO = "eval/rank_ratio"
 """The effective rank of the features over that before training."""
-SPREAD_RATIO = "eval/spread_ratio"
+SPREAD_RATIO = "collapse/spread_ratio"
 """The spread of the images' directions over that before training."""
+NN_GAIN = "collapse/nn_gain"
+"""What 1-NN accuracy rose by, as a part of what it was before training or, if less, of what was wrong."""
 COLLAPSED = 0.5
-"""A trial has collapsed when of each measure less is left than this."""
+"""A trial has collapsed when each of the three is below."""
 
 OWN: dict[str, Metric] = {
     metric.name: metric
     for metric in (
         Metric(RANK_RATIO, "rank ratio", better="higher"),
         Metric(SPREAD_RATIO, "spread ratio", better="higher"),
+        Metric(NN_GAIN, "gain in 1-NN accuracy", better="higher"),
+        Metric("collapse/nn_top1", "1-NN top-1 of some images", "%", "higher"),
         Metric("collapse/rank", "effective rank", better="higher"),
         Metric("collapse/image_cosine", "cosine between images", better="lower"),
         Metric("collapse/patch_cosine", "cosine between patches", better="lower"),
@@ -85,17 +89,18 @@ def look_up(name: str, metrics: Mapping[str, Metric] = OWN) -> Metric:
 
 
 def kept(metrics: Mapping[str, float]) -> float:
-    """What is left of the representation: the larger of the rank's and the spread's ratio; NaN without both.
+    """What is left of the representation, by the measure that says most of it; NaN without a finite one.
 
-    Neither tells a collapse alone: features that fill few directions may tell images apart, as those of a
-    classifier do, which draw together by class (neural collapse, arXiv 2008.08186), and a narrow cone may
-    have many directions. That both must have fallen, and to half, is our choice (see analysis/LOG.md). An
-    older trial, without a spread ratio, is told by its rank.
+    None tells a collapse alone, so rank, spread and nearest neighbours are asked, as arXiv 2011.10566 shows
+    spread beside accuracy. The features of a classifier fill few directions, as they draw together by class
+    (neural collapse, arXiv 2008.08186); those in a narrow cone, about a common offset, may tell images apart
+    well. That all must be below, and one half, are our choice (see analysis/LOG.md). An older trial, without
+    the others, is told by its rank.
 
-    >>> kept({"eval/rank_ratio": 0.3, "eval/spread_ratio": 0.9}), kept({"eval/rank_ratio": 0.3})
+    >>> kept({"eval/rank_ratio": 0.3, "collapse/spread_ratio": 0.9}), kept({"eval/rank_ratio": 0.3})
     (0.9, 0.3)
     """
-    found = [metrics[name] for name in (RANK_RATIO, SPREAD_RATIO) if name in metrics]
+    found = [metrics[name] for name in (RANK_RATIO, SPREAD_RATIO, NN_GAIN) if name in metrics]
     return max(found, default=math.nan) if all(map(math.isfinite, found)) else math.nan
 
 

@@ -32,7 +32,8 @@ from lmim.data.augment import crop, normalise
 from lmim.errors import UserError
 from lmim.evaluate import judge
 from lmim.evaluate.collapse import diagnostics
-from lmim.metrics import COLLAPSED, RANK_RATIO, SPREAD_RATIO, kept
+from lmim.evaluate.nn import nn_top1
+from lmim.metrics import COLLAPSED, NN_GAIN, RANK_RATIO, SPREAD_RATIO, kept
 from lmim.objectives import Objective, Setup
 from lmim.schedules import learning_rate
 from lmim.train import checkpoint, processes
@@ -41,6 +42,9 @@ from lmim.train.optimiser import parameter_groups
 from lmim.trial.code import code_digest, code_version, libraries
 from lmim.trial.evaluation import Evaluation, Result, write_result
 from lmim.trial.folder import State, TrialFolder
+
+NEAREST = 2048
+"""Test images among which nearest neighbours are looked for: of 512 the accuracy is too uncertain to tell."""
 
 Report = Callable[[int, dict[str, float]], None]
 Stop = Callable[[], bool]
@@ -102,6 +106,7 @@ class Progress:
     step: int = 0
     initial_rank: float = math.nan
     initial_spread: float = math.nan
+    initial_nn: float = math.nan
     seconds: float = 0.0
     core_seconds: float = 0.0
     gpu_seconds: float = 0.0
@@ -220,6 +225,20 @@ class Run:
         measures = diagnostics(self.objective.patch_features(self.probe))
         self.objective.train()
         return {f"collapse/{name}": value.item() for name, value in measures.items()}
+
+    @torch.no_grad()
+    def nearest(self) -> dict[str, float]:
+        """Whether nearest neighbours tell images apart; among more than the probe's, as it is no curve."""
+        test, side = self.dataset.test, self.config.data.image_size
+        order = torch.randperm(len(test), generator=generator(0, "probe"))[:NEAREST]
+        self.objective.eval()
+        features = []
+        for some in torch.split(order, 256):
+            images, boxes = (part.to(self.device) for part in test.read(some, side))
+            patches = self.objective.patch_features(normalise(crop(images, boxes, side), self.mean, self.std))
+            features.append(patches.mean(dim=1))
+        self.objective.train()
+        return {"collapse/nn_top1": nn_top1(torch.cat(features), test.labels[order].to(self.device))}
 
     def save(self, path: Path) -> None:
         """Write the checkpoint."""
@@ -371,9 +390,10 @@ def _train(run: Run, folder: TrialFolder, resumed: bool, report: Report, stop: S
         run.save(folder.checkpoint)
 
     if run.progress.step == 0:
-        initial = run.collapse_metrics()
+        initial = run.collapse_metrics() | run.nearest()
         run.progress.initial_rank = initial["collapse/rank"]
         run.progress.initial_spread = initial["collapse/spread"]
+        run.progress.initial_nn = initial["collapse/nn_top1"]
         note(initial)
     end: End = "trained"
     if run.progress.step < run.steps:
@@ -397,13 +417,18 @@ End = Literal["trained", "diverged", "interrupted"]
 
 
 def _outcome(run: Run, end: End) -> tuple[str | None, dict[str, float]]:
-    """What training came to, and how much of its rank and spread the representation kept."""
+    """What training came to, and what is left of the representation; see `lmim.metrics.kept`."""
     if end == "diverged":
         return "diverged", {}
     now, first = run.collapse_metrics(), run.progress
     ratios = {RANK_RATIO: now["collapse/rank"] / first.initial_rank}
-    if math.isfinite(first.initial_spread):  # unknown where an older checkpoint went on
-        ratios[SPREAD_RATIO] = now["collapse/spread"] / max(first.initial_spread, 1e-12)
+    if math.isfinite(first.initial_nn):  # unknown where an older checkpoint went on
+        nn, before = run.nearest(), first.initial_nn
+        gain = (nn["collapse/nn_top1"] - before) / max(min(before, 100 - before), 1.0)
+        ratios |= nn | {
+            NN_GAIN: gain,
+            SPREAD_RATIO: now["collapse/spread"] / max(first.initial_spread, 1e-12),
+        }
     if not math.isfinite(kept(ratios)):
         return "diverged", {}
     if not run.steps:

@@ -101,13 +101,15 @@ def test_a_seed_that_lacks_cells_is_left_out() -> None:
 
 def test_what_keeps_its_spread_has_not_collapsed() -> None:
     """Features of few directions may tell images apart: a claim of collapse needs more than a low rank."""
-    ratios = {"eval/rank_ratio": 0.2, "eval/spread_ratio": 0.9}
+    ratios = {"eval/rank_ratio": 0.2, "collapse/spread_ratio": 0.9}
     runs = [replace(run, metrics={k: v + run.seed / 100 for k, v in ratios.items()}) for run in RUNS]
     assert claims.judge_claim("mse collapsed", results.assemble(PLAN, runs)).verdict == "contradicted"
-    runs = [replace(run, metrics={**run.metrics, "eval/spread_ratio": 0.3 + run.seed / 100}) for run in runs]
+    runs = [
+        replace(run, metrics={**run.metrics, "collapse/spread_ratio": 0.3 + run.seed / 100}) for run in runs
+    ]
     verdict = claims.judge_claim("mse collapsed", results.assemble(PLAN, runs))
     assert verdict.verdict == "supported"
-    assert "by rank or spread, the larger, 0.31 is left" in verdict.reason
+    assert "by rank, spread or neighbours, the largest, 0.31 is left" in verdict.reason
 
 
 def test_diverged_trial_has_no_pair() -> None:

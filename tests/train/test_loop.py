@@ -18,7 +18,7 @@ from lmim.axes.loss import LOSSES
 from lmim.config import Config
 from lmim.data import open_dataset
 from lmim.errors import UserError
-from lmim.metrics import COLLAPSED
+from lmim.metrics import COLLAPSED, kept
 from lmim.train.batches import batches
 from lmim.train.loop import Run, train
 from lmim.trial.evaluation import read_evaluations
@@ -145,7 +145,10 @@ def test_a_collapse_is_a_result(tmp_path: Path, tiny: Tiny) -> None:
     state = train(config, TrialFolder(tmp_path, config.identity))
     assert (state.status, state.outcome) == ("done", "collapsed")
     assert state.metrics["eval/rank_ratio"] < COLLAPSED
-    assert state.metrics["eval/spread_ratio"] < COLLAPSED
+    assert state.metrics["collapse/spread_ratio"] < COLLAPSED
+    assert state.metrics["collapse/nn_gain"] < COLLAPSED
+    # of these features neighbours still tell: a narrow cone about a common offset, not a collapse
+    assert kept(state.metrics | {"collapse/nn_gain": 0.9}) > COLLAPSED
 
 
 def test_hours_are_counted_by_what_a_trial_took_while_it_took_it(tmp_path: Path, tiny: Tiny) -> None:
