@@ -180,8 +180,8 @@ def shown(report: Report) -> dict[str, Any]:
             for v in report.verdicts
         ],
         "note": "Difference: in the claim's direction, mean [95 % t-interval]; for collapse, how far the "
-        f"largest of rank ratio, spread ratio and gain in 1-NN accuracy is from {COLLAPSED}. Intervals are not "
-        "corrected for the number of claims.",
+        f"largest of rank ratio, spread ratio and gain in 1-NN accuracy is from {COLLAPSED}. Intervals are "
+        "not corrected for the number of claims.",
         "settings": [{"key": key, "value": min(own)} for key, own in values.items() if len(own) == 1],
         "excluded": [
             {"trial": trial.id, "arm": trial.arm, "seed": trial.seed, "reason": trial.reason}
