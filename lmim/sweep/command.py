@@ -111,6 +111,8 @@ def command(args: argparse.Namespace, words: Sequence[str]) -> int:
     plan = Plan.read(sweep, root).settled()
     # stdout carries nothing but JSON when JSON was asked for
     console = Console(stderr=args.json, width=None if sys.stdout.isatty() else 120)
+    for note in plan.sweep.notes:
+        console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
     if args.dry_run:
         if args.json:
             print(json.dumps(plan.rows()))

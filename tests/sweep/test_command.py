@@ -105,6 +105,13 @@ def test_a_dry_run_estimates_the_cost(swept: tuple[Path, str], capsys: pytest.Ca
     assert re.search(r"cost of what is missing: \d+ s", capsys.readouterr().out)
 
 
+def test_an_arm_that_is_another_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Otherwise a row that was asked for is missing, without a word."""
+    file = write(tmp_path, arms="[mse, {kind: mse}]")
+    assert command.main(arguments(file, "--dry-run")) == 0
+    assert "note: mse again: the same config as mse, so one arm\n" in capsys.readouterr().out
+
+
 def untouched(folder: TrialFolder) -> tuple[Any, ...]:
     """What another training would change."""
     files = [folder.journal, folder.checkpoint, folder.path / "state.json"]
