@@ -67,7 +67,7 @@ class Sweep:
     path: Path
     spec: Spec
     notes: tuple[str, ...] = ()
-    """Which arms of the design are one config, and so one arm."""
+    """Which arms of the design are one config, and so one arm; which images cannot be read."""
 
     def replan(self, results: Results) -> "Sweep":
         """The same sweep, knowing the metric of finished trials (None: finished without one).
@@ -179,8 +179,18 @@ def expand(spec: Spec, results: Results | None = None) -> Sweep:
         trials=tuple(t for t in builder.trials if t.arm in only and t.seed in spec.wanted),
         path=spec.sheet.path,
         spec=spec,
-        notes=tuple(builder.notes()),
+        notes=(*builder.notes(), *_skipped(builder.trials)),
     )
+
+
+def _skipped(trials: Iterable[Trial]) -> Iterator[str]:
+    """What of each dataset no trial sees."""
+    for config in {trial.config.data.model_dump_json(): trial.config for trial in trials}.values():
+        data = facts.data_of(config)
+        if data.skipped:
+            more = ", ..." if data.skipped > len(data.skipped_names) else ""
+            named = ", ".join(data.skipped_names)
+            yield f"{config.data.path}: {data.skipped} files cannot be read and are skipped: {named}{more}"
 
 
 class _Builder:
