@@ -45,7 +45,8 @@ class Data(Section):
     version: str | None = None
     """What the data are, filled in when the sweep is planned: the same wherever they lie."""
     path: str | None = None
-    """Root folder of a dataset that lies on disk."""
+    """Root folder of a dataset that lies on disk; of imagefolder train/<class>/ and val/<class>/, or <class>/
+    alone, of which a fifth is held out."""
     image_size: PositiveInt = 20
     """Side in pixels at evaluation; the training crop is the objective's."""
     train_images: PositiveInt | None = None

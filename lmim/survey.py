@@ -7,6 +7,7 @@ answers.
 
 import json
 import sys
+import warnings
 from typing import Any
 
 import torch
@@ -33,6 +34,8 @@ def data(config: Config) -> dict[str, Any]:
         "test": len(found.test),
         "channels": found.channels,
         "classes": found.classes,
+        "skipped": len(found.skipped),
+        "skipped_names": [*found.skipped[:3]],
     }
 
 
@@ -76,6 +79,7 @@ def _on_meta(tensor: Tensor) -> Tensor:
 
 def main() -> int:
     """Answers a list of questions on stdin with a list on stdout, as JSON; an error is an answer too."""
+    warnings.simplefilter("ignore")  # the trials' own output has them, and the plan what matters of them
     answers = []
     for question in json.load(sys.stdin):
         try:

@@ -1,11 +1,15 @@
-"""ImageNet's layout on disk: train/<class>/<image> and val/<class>/<image>."""
+"""Images in a folder for each class: train/<class>/<image> and val/<class>/<image>, as ImageNet lies on disk.
+
+A folder with neither train/ nor val/ is taken for one of <class>/<image>, and a fifth of each class is held
+out for the test: always the same images, whatever else is in the folder's path.
+"""
 
 import hashlib
 import json
 import math
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
@@ -30,6 +34,8 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", "
 CORRUPT_SHARE = 0.01
 """A dataset with more unreadable files than this part, and than CORRUPT_FLOOR, is refused."""
 CORRUPT_FLOOR = 3
+HELD_OUT = "test: the fifth of each class whose names hash lowest"
+"""Part of the version of a folder without splits; changed by whoever changes `_held_out`."""
 EVALUATED = 224 / 256
 """The part of the shorter edge that the usual centre crop leaves."""
 
@@ -43,10 +49,10 @@ def imagefolder(data: Data) -> Dataset:
     Raises:
         UserError: a folder is missing, or too many of its images cannot be read.
     """
-    whole, test, classes, version = open_folders(root_of(data))
+    whole, test, classes, version, skipped = open_folders(root_of(data))
     train, val, version = hold_out(whole, version)
     stats = IMAGENET_MEAN, IMAGENET_STD
-    return Dataset(data.name, version, 3, len(classes), *stats, True, train, val, test)
+    return Dataset(data.name, version, 3, len(classes), *stats, True, train, val, test, skipped=skipped)
 
 
 @dataclass(frozen=True)
@@ -92,39 +98,55 @@ class FolderSplit:
             raise UserError(f"{path}: cannot be read any more ({error}): restore the file") from error
 
 
-def open_folders(root: Path) -> tuple[FolderSplit, FolderSplit, list[str], str]:
-    """Splits of train/ and val/, the classes' names, and a version over every file's class, name and content.
+def open_folders(root: Path) -> tuple[FolderSplit, FolderSplit, list[str], str, tuple[str, ...]]:
+    """Training and test images, the classes' names, a version, and the names of what cannot be read.
 
-    Every file is read once, when the folder is first seen; what was found is cached until a file changes.
+    The version is over every file's class, name and content. Every file is read once, when the folder is
+    first seen; what was found is cached until a file changes.
     """
-    classes = sorted(entry.name for entry in _folders(root / "train"))
+    whole = not any((root / split).is_dir() for split in ("train", "val"))
+    splits = ("",) if whole else ("train", "val")
+    classes = sorted(entry.name for entry in _folders(root / splits[0]))
     label = {name: i for i, name in enumerate(classes)}
-    strangers = [entry.name for entry in _folders(root / "val") if entry.name not in label]
+    strangers = [entry.name for entry in _folders(root / splits[-1]) if entry.name not in label]
     if strangers:
         raise UserError(
             f"{root / 'val'}: class {strangers[0]} has no folder in {root / 'train'}: add or remove it"
         )
     listing = [
         (split, entry.name, file.name, file.stat().st_size, file.stat().st_mtime_ns)
-        for split in ("train", "val")
+        for split in splits
         for entry in _folders(root / split)
         for file in _images(entry.path)
     ]
     # path, sizes and times tell whether to look again; they are no part of the version
     seen = _digest([str(root.resolve()), classes, *listing])
-    names = [f"{split}/{name}/{file}" for split, name, file, _, _ in listing]
+    names = [f"{split}/{name}/{file}".lstrip("/") for split, name, file, _, _ in listing]
     found = cached_arrays(f"images-{seen}", lambda: _look_at_all(root, classes, names))
     aspects, version = found["aspect"], str(found["version"])
     readable = {name: aspect for name, aspect in zip(names, aspects.tolist(), strict=True) if aspect}
-    _judge(root, names, [name for name in names if name not in readable])
+    skipped = tuple(name for name in names if name not in readable)
+    _judge(root, names, skipped)
+    held = _held_out(readable) if whole else {name for name in readable if name.startswith("val/")}
     parts = []
-    for split in ("train", "val"):
-        kept = {name: aspect for name, aspect in readable.items() if name.startswith(f"{split}/")}
-        if not kept:
-            raise UserError(f"data.path: {root / split}: no readable image in any class folder")
-        labels = torch.tensor([label[name.split("/")[1]] for name in kept])
-        parts.append(FolderSplit(root, list(kept), labels, torch.tensor(list(kept.values()))))
-    return parts[0], parts[1], classes, version
+    for split, chosen in (("train", readable.keys() - held), ("val", held)):
+        if not chosen:
+            raise UserError(
+                f"data.path: {root / ('' if whole else split)}: no readable image in any class folder"
+            )
+        kept = [name for name in readable if name in chosen]
+        labels = torch.tensor([label[name.split("/")[-2]] for name in kept])
+        parts.append(FolderSplit(root, kept, labels, torch.tensor([readable[name] for name in kept])))
+    return parts[0], parts[1], classes, _digest([version, HELD_OUT]) if whole else version, skipped
+
+
+def _held_out(names: Iterable[str]) -> set[str]:
+    """A fifth of each class' images, at least one of two."""
+    classes: dict[str, list[str]] = {}
+    for name in sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest()):
+        classes.setdefault(name.split("/")[0], []).append(name)
+    counts = {name: min(max(1, len(files) // 5), len(files) - 1) for name, files in classes.items()}
+    return {file for name, files in classes.items() for file in files[: counts[name]]}
 
 
 def _judge(root: Path, names: Sequence[str], corrupt: Sequence[str]) -> None:
@@ -174,10 +196,14 @@ def _folders(root: Path) -> list[os.DirEntry[str]]:
             )
     except OSError as error:
         raise UserError(
-            f"data.path: {root}: {error.strerror}: give a folder with train/ and val/ in it"
+            f"data.path: {root}: {error.strerror}: give a folder with train/ and val/ in it, or a folder for "
+            "each class"
         ) from error
     if not found:
-        raise UserError(f"data.path: {root}: no class folders in it: one folder of images for each class")
+        raise UserError(
+            f"data.path: {root}: no class folders in it: give one folder of images for each class, alone or "
+            "in train/ and val/"
+        )
     return found
 
 

@@ -5,7 +5,7 @@ A dataset is one file of this folder, with a function of the file's name that ta
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -68,6 +68,8 @@ class Dataset:
     train: Split
     val: Split
     test: Split
+    skipped: tuple[str, ...] = field(default=(), kw_only=True)
+    """Names of the files that cannot be read, and are in no split."""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ its `base` and a scale, and imports neither torch nor Ray. Whatever is wrong wit
 line that names the file, the line, the key, what was expected and the nearest right name.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,8 @@ class Sweep:
     trials: tuple[Trial, ...]
     path: Path
     spec: Spec
+    notes: tuple[str, ...] = ()
+    """Which arms of the design are one config, and so one arm; which images cannot be read."""
 
     def replan(self, results: Results) -> "Sweep":
         """The same sweep, knowing the metric of finished trials (None: finished without one).
@@ -177,7 +179,18 @@ def expand(spec: Spec, results: Results | None = None) -> Sweep:
         trials=tuple(t for t in builder.trials if t.arm in only and t.seed in spec.wanted),
         path=spec.sheet.path,
         spec=spec,
+        notes=(*builder.notes(), *_skipped(builder.trials)),
     )
+
+
+def _skipped(trials: Iterable[Trial]) -> Iterator[str]:
+    """What of each dataset no trial sees."""
+    for config in {trial.config.data.model_dump_json(): trial.config for trial in trials}.values():
+        data = facts.data_of(config)
+        if data.skipped:
+            more = ", ..." if data.skipped > len(data.skipped_names) else ""
+            named = ", ".join(data.skipped_names)
+            yield f"{config.data.path}: {data.skipped} files cannot be read and are skipped: {named}{more}"
 
 
 class _Builder:
@@ -187,7 +200,10 @@ class _Builder:
         self.spec = spec
         self.arms: list[Arm] = []
         self.trials: list[Trial] = []
-        self.seen: set[str] = set()
+        self.seen: dict[str, str] = {}
+        """A trial of each arm, and the arm."""
+        self.same: dict[str, list[str]] = {}
+        """An arm, and the cells after its own that are the same config."""
         self.read: set[str] = set()
         """The config keys that some cell reads."""
 
@@ -197,8 +213,10 @@ class _Builder:
         for cell in cells:
             trials = self.build(cell)
             first = trials[0]
-            if first.id not in self.seen:
-                self.seen.update(trial.id for trial in trials)
+            if twin := self.seen.get(first.id):
+                self.same.setdefault(twin, []).append(cell.name)
+            else:
+                self.seen |= {trial.id: first.arm for trial in trials}
                 fresh.append(trials)
                 self.arms.append(Arm(first.arm, first.axes, cell.baseline, cell.provisional))
         for number in range(len(self.spec.seeds)):
@@ -224,6 +242,13 @@ class _Builder:
         named = labels(self.spec.design.axes)
         unread = tuple(f"{named[key]}=" for key in cell.changes if key not in axes)
         return " ".join(term for term in cell.name.split(" ") if not term.startswith(unread))
+
+    def notes(self) -> Iterator[str]:
+        """No cell of a design goes without a word."""
+        for arm, cells in self.same.items():
+            named = [f"{name} again" if name == arm else name for name in dict.fromkeys(cells)]
+            more = f" and {len(named) - 3} more" if named[3:] else ""
+            yield f"{', '.join(named[:3])}{more}: the same config as {arm}, so one arm"
 
     def ids(self, cell: Cell) -> list[str]:
         return [trial.id for trial in self.build(cell)]

@@ -146,4 +146,6 @@ def _some(names: Sequence[str]) -> str:
 
 def _sides(arms: Arms) -> list[str]:
     """What a claim or --only may say: the arms' names, or where those are several terms, the single terms."""
-    return list(dict.fromkeys(term for name in arms for term in (name.split() if "=" in name else [name])))
+    terms = ((name.split(), name) for name in arms)
+    said = (words if all("=" in word for word in words) else [name] for words, name in terms)
+    return list(dict.fromkeys(side for sides in said for side in sides))

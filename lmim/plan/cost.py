@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
 from lmim.config import Config
@@ -21,6 +21,12 @@ ASSUMED_GPU = (
     4.5e13,
     "assuming 45 TFLOP/s on one GPU, an A100 at 15 % of its bfloat16 peak; a small model reaches far less",
 )
+STEP_SECONDS = 0.015
+"""Less than this no step takes, however small the model: Python, the optimiser, the journal."""
+TRIAL_SECONDS = 0.5
+"""What a trial takes besides its steps and its evaluation: data, modules, checkpoint, the gap before it."""
+SWEEP_SECONDS = 20.0
+"""From the command to the first trial and from the last to the report, where no record says."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,8 @@ class Work:
     """Features of all splits, neighbours, the probe's moments."""
     step: float
     """One image of a step."""
+    steps: float
+    """Steps an epoch, each look at collapse counted as one: what they take at least is no matter of FLOPs."""
 
 
 def works(configs: Iterable[Config]) -> dict[str, Work]:
@@ -54,6 +62,7 @@ def _work(config: Config, flops: facts.Flops) -> Work:
         epoch=images * flops.step + watch if config.optim.epochs else 0.0,
         evaluation=evaluation(flops, train, data.test),
         step=flops.step,
+        steps=train // config.step_images + 1 / config.watch.every_epochs,
     )
 
 
@@ -115,24 +124,20 @@ def estimate(
     wanted = {kind(config, machine.device(config)) for config, _ in missing}
     alike = [(c, s) for c, s in finished if s.status == "done" and kind(c, _device(s)) in wanted]
     work = works([config for config, _ in [*missing, *alike]])
-    paces = _paces(alike, work)
+    measured = _measured(alike, work, machine, records)
     slots = [0.0]
     hours = {"cpu": 0.0, "cuda": 0.0}
     bases: dict[str, None] = {}
     seconds: list[float] = []
     for config, epochs in missing:
         device, own = machine.device(config), work[config.arm]
-        if pace := paces.get(kind(config, device)):
-            seconds.append((epochs * own.epoch + own.evaluation) * fmean(pace))
-            basis = "by like trials that are done"
-        else:
-            rate = _recorded(config, own, machine, records)
-            if rate is None:
-                return None
-            training, evaluation, basis = rate
-            # evaluation is the first process' alone
-            apart = epochs * own.epoch / (training * config.run.processes)
-            seconds.append(apart + own.evaluation / evaluation)
+        rates = _recorded(config, own, machine, records)
+        like = measured.get(kind(config, device))
+        if rates is None and like is None:
+            return None
+        fixed, pace = like or (TRIAL_SECONDS, 1.0)
+        seconds.append(fixed + pace * _moving(config, epochs, own, rates))
+        basis = "by like trials that are done" if like else rates[2] if rates else ""
         bases[basis] = None
         share = config.run.processes * (config.run.gpus if device == "cuda" else config.run.cpus)
         hours[device] += seconds[-1] * share / 3600
@@ -141,11 +146,13 @@ def estimate(
         bases["taking data that are not here for ImageNet-1k"] = None
     for one in sorted(seconds, reverse=True):  # each trial goes to the slot that is free first
         slots[slots.index(min(slots))] += one
-    return Estimate(max(slots), len(slots), hours["cpu"], hours["cuda"], "; ".join(bases))
+    kept = next((record["sweep"] for _, record in records if record.get("sweep")), None)
+    around = kept["seconds_before_first_trial"] + kept["seconds_after_last_trial"] if kept else SWEEP_SECONDS
+    return Estimate(max(slots) + around, len(slots), hours["cpu"], hours["cuda"], "; ".join(bases))
 
 
 def kind(config: Config, device: str) -> str:
-    """Trials whose seconds a FLOP are alike."""
+    """Trials that are alike in what takes them their time."""
     run, optim = config.run, config.optim
     how = f"{device} {optim.precision} {optim.batch_size} {run.compile} {run.processes}"
     sections = f"{config.data} {getattr(config, 'encoder', '')}"
@@ -156,20 +163,49 @@ def _device(state: State) -> str:
     return "cuda" if "system/gpu_seconds" in state.metrics else "cpu"
 
 
-def _paces(finished: Iterable[tuple[Config, State]], work: Mapping[str, Work]) -> dict[str, list[float]]:
-    """Seconds a FLOP of each kind of trial."""
-    paces: dict[str, list[float]] = {}
+Rates = tuple[float, float, str]
+"""FLOP/s of a slot in training and in evaluation, and who says so."""
+NOMINAL: Rates = (1e10, 1e10, "")
+"""What like trials are related to each other by where nothing was recorded."""
+
+
+def _moving(config: Config, epochs: int, work: Work, rates: Rates | None) -> float:
+    """The seconds that hang on how much a trial has to do."""
+    training, evaluation, _ = rates or NOMINAL
+    epoch = max(work.epoch / (training * config.run.processes), work.steps * STEP_SECONDS)
+    return epochs * epoch + work.evaluation / evaluation  # which is the first process' alone
+
+
+def _measured(
+    finished: Iterable[tuple[Config, State]],
+    work: Mapping[str, Work],
+    machine: Machine,
+    records: Sequence[tuple[str, Mapping[str, Any]]],
+) -> dict[str, tuple[float, float]]:
+    """Of each kind of trial its fixed seconds, and by what factor the others are longer than reckoned.
+
+    A short trial tells the one, a long one the other: the start of a trial of two steps is no pace.
+    """
+    found: dict[str, tuple[list[float], list[float]]] = {}
     for config, state in finished:
-        own = work[config.arm]
-        if state.outcome != "diverged" and (flops := config.optim.epochs * own.epoch + own.evaluation):
-            paces.setdefault(kind(config, _device(state)), []).append(state.seconds / flops)
-    return paces
+        if state.outcome != "diverged":
+            own = work[config.arm]
+            moving = _moving(config, config.optim.epochs, own, _recorded(config, own, machine, records))
+            fixed, paces = found.setdefault(kind(config, _device(state)), ([], []))
+            if moving > TRIAL_SECONDS:
+                paces.append(max(0.0, state.seconds - TRIAL_SECONDS) / moving)
+            else:
+                fixed.append(max(0.0, state.seconds - moving))
+    return {
+        key: (median(fixed or [TRIAL_SECONDS]), median(paces or [1.0]))
+        for key, (fixed, paces) in found.items()
+    }
 
 
 def _recorded(
     config: Config, work: Work, machine: Machine, records: Sequence[tuple[str, Mapping[str, Any]]]
-) -> tuple[float, float, str] | None:
-    """FLOP/s of one slot in training and in evaluation while the others run too, and who says so."""
+) -> Rates | None:
+    """The rates while the others run too."""
     device = machine.device(config)
     flops = max(work.step, 1.0)
 

@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,6 +38,10 @@ class Data:
     classes: int
     error: str = ""
     """Why it cannot be opened here; version and sizes are then those of nothing."""
+    skipped: int = 0
+    """Files that cannot be read."""
+    skipped_names: list[str] = field(default_factory=list)
+    """The first of them."""
 
 
 class Flops(NamedTuple):

@@ -111,17 +111,20 @@ def command(args: argparse.Namespace, words: Sequence[str]) -> int:
     plan = Plan.read(sweep, root).settled()
     # stdout carries nothing but JSON when JSON was asked for
     console = Console(stderr=args.json, width=None if sys.stdout.isatty() else 120)
+    todo = ["new", "interrupted", "running", "trained", *(["failed"] if args.retry_failed else [])]
+    for note in plan.sweep.notes:
+        console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
     if args.dry_run:
         if args.json:
             print(json.dumps(plan.rows()))
         else:
             show_plan(plan, out, console, 1 if args.serial else args.max_concurrent)
+        _check(plan, args, todo)
         return 0
     from lmim.tracking import default_uri
 
     out.mkdir(parents=True, exist_ok=True)
     uri = args.tracking_uri or default_uri(out)
-    todo = ["new", "interrupted", "running", "trained", *(["failed"] if args.retry_failed else [])]
     stop = Stop(out / f".stop-{os.getpid()}-{secrets.token_hex(4)}")
     if plan.missing(todo) or plan.stale():
         plan = bring_up_to_date(plan, args, uri, todo, stop, console)
@@ -185,13 +188,7 @@ def bring_up_to_date(
 ) -> Plan:
     """Run what is missing, then compare what other code made with today's; how the sweep stands then."""
     root = plan.root
-    jobs = plan.missing(todo)
-    plan.sweep.check_data([job.trial for job in jobs])
-    if args.address is None:
-        resources = local_resources()
-        for job in jobs:
-            resources.share(job.trial.config, plan.sweep.where)
-    prepared = _prepare(jobs, plan)  # before Ray starts: a folder may be damaged
+    prepared = _prepare(_check(plan, args, todo), plan)  # before Ray starts: a folder may be damaged
     stop.listen()
     note = "" if args.serial else "; starting Ray"
     console.print(f"{plan.sweep.name} at scale {plan.sweep.scale}: {summary(plan)}{note}", highlight=False)
@@ -223,6 +220,21 @@ def bring_up_to_date(
     finally:
         stop.close()
     return plan
+
+
+def _check(plan: Plan, args: argparse.Namespace, todo: Sequence[str]) -> Sequence[Job]:
+    """The jobs to begin with.
+
+    Raises:
+        UserError: they cannot run here: their data cannot be opened, or their resources are not there.
+    """
+    jobs = plan.missing(todo)
+    plan.sweep.check_data([job.trial for job in jobs])
+    if args.address is None:
+        resources = local_resources()
+        for job in jobs:
+            resources.share(job.trial.config, plan.sweep.where)
+    return jobs
 
 
 def _round(

@@ -21,6 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, NoReturn
 
+from lmim import variants
 from lmim.config import Config
 from lmim.errors import cause
 from lmim.trial.code import code_digest, code_version, libraries
@@ -100,6 +101,8 @@ def serve() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver decides what Ctrl-C means
     import lmim.replay  # noqa: F401  the point of this process: its children find the imports done
 
+    for name in variants.choices("objective"):  # which are imported by name, and with them timm
+        variants.load("objective", name, {})
     # of the code just imported; a child that asked later would name an edit that it never saw
     code_version()
     code_digest()

@@ -62,6 +62,42 @@ def test_a_folder_of_ones_own_has_three_splits(tmp_path: Path) -> None:
     assert (len(cut.train), len(cut.val), len(cut.test)) == (10, 6, 60)
 
 
+def write_flat(root: Path, counts: dict[str, int]) -> None:
+    """A folder for each class, of images that all differ."""
+    for level, (name, count) in enumerate(counts.items()):
+        (root / name).mkdir(parents=True)
+        for i in range(count):
+            Image.new("RGB", (8, 8), (80 * level, 3 * i, 0)).save(root / name / f"{i}.png")
+
+
+def files(split: Any) -> set[str]:
+    """The names of a split's images, which stand in a folder's or in a part of one."""
+    if isinstance(split, Subset):
+        assert isinstance(split.whole, imagefolder.FolderSplit)
+        return {split.whole.names[i] for i in split.indices.tolist()}
+    assert isinstance(split, imagefolder.FolderSplit)
+    return set(split.names)
+
+
+def test_a_folder_without_splits_has_a_test_held_out(tmp_path: Path) -> None:
+    """The layout that most people have would fail, or be tested on what it was trained on."""
+    write_flat(tmp_path / "a", {"cat": 20, "dog": 10, "one": 1, "two": 2})
+    data = open_dataset(Data(name="imagefolder", path=str(tmp_path / "a"), image_size=8))
+    parts = [files(split) for split in (data.train, data.val, data.test)]
+    assert sum(map(len, parts)) == len(set.union(*parts)) == 33, "no image is in two splits"
+    assert {
+        name: sum(file.startswith(name) for file in parts[2]) for name in ("cat", "dog", "one", "two")
+    } == {**{"cat": 4, "dog": 2, "one": 0, "two": 1}}
+    assert data.test.labels.tolist() == [0] * 4 + [1] * 2 + [3]
+    assert (data.classes, len(data.val)) == (4, 2)
+    shutil.move(tmp_path / "a", tmp_path / "b")
+    again = open_dataset(Data(name="imagefolder", path=str(tmp_path / "b"), image_size=8))
+    assert files(again.test) == parts[2]
+    assert again.version == data.version
+    with pytest.raises(UserError, match=r"b/one: no class folders in it"):
+        open_dataset(Data(name="imagefolder", path=str(tmp_path / "b" / "one")))
+
+
 def test_the_version_is_the_same_wherever_the_folder_lies(tmp_path: Path) -> None:
     """A dataset moved to a faster disk, or a colleague's copy, would be taken for another."""
     write_images(tmp_path / "a")
@@ -219,6 +255,7 @@ def test_imagefolder_names_and_skips_corrupt_files(tmp_path: Path) -> None:
         ):
             data = open_dataset(Data(name="imagefolder", path=str(tmp_path), image_size=28))
     assert (len(data.train), len(data.val), len(data.test)) == (20, 2, 23)
+    assert data.skipped == ("train/dark/2.jpg", "train/light/3.png", "val/light/4.jpg")
     assert isinstance(data.train, Subset)
     assert data.train.whole.labels.tolist() == [0] * 11 + [1] * 11
     images, _ = data.train.whole.read(torch.arange(22), 28)

@@ -72,8 +72,38 @@ def test_baselines_stand_beside_the_arms(folder: "Folder") -> None:
 def test_a_cell_that_occurs_twice_runs_once(folder: "Folder") -> None:
     """Else the same config would be trained twice and counted as two arms."""
     sweep = folder.load("axes: {mask.similarity: [0, 0.0, 0.1, 1e-1]}\nseeds: [0, 1, 0]\n")
-    assert [arm.name for arm in sweep.arms] == ["0", "0.1"]
+    assert [arm.name for arm in sweep.arms] == ["similarity=0", "similarity=0.1"]
     assert len(sweep.trials) == 4
+    assert sweep.notes == (
+        "similarity=0 again: the same config as similarity=0, so one arm",
+        "similarity=0.1 again: the same config as similarity=0.1, so one arm",
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "note"),
+    [
+        (
+            "axes: {loss: [mse, patch_discrimination], loss.tau: [1, 2, 3]}\n",
+            "loss=mse tau=2, loss=mse tau=3: the same config as loss=mse, so one arm",
+        ),
+        (
+            "design: one_factor\naxes: {loss: [mse, patch_discrimination]}\n",
+            "patch_discrimination: the same config as base, so one arm",
+        ),
+        (
+            "axes: {optim.epochs: [0, 1]}\nbaselines: [random_encoder]\n",
+            "random_encoder: the same config as epochs=0, so one arm",
+        ),
+        (
+            "design: ladder\nstages: [axes: {loss: [patch_discrimination]}, axes: {mask.gap: [0, 1]}]\n",
+            "gap=0: the same config as loss=patch_discrimination, so one arm",
+        ),
+    ],
+)
+def test_an_arm_that_is_another_is_said(folder: "Folder", text: str, note: str) -> None:
+    """Else a row that the file asks for is missing from the table, and nobody says why."""
+    assert folder.load(text).notes == (note,)
 
 
 def test_the_base_cell_of_two_sweeps_is_one_trial(folder: "Folder") -> None:

@@ -179,3 +179,27 @@ def test_a_dataset_of_ones_own_is_asked_what_it_is(folder: "Folder") -> None:
     folder.write("mine.py", MINE.replace("return from", "raise OSError('gone')\n    return from"))
     broken = folder.load("axes: {data.count: [40]}\n", sets=["data.name=mine.py:dots"])
     assert "gone" in facts.data_of(broken.trials[0].config).error
+
+
+def test_images_that_no_trial_sees_are_said(
+    folder: "Folder", tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Else a study of what is left of a folder reads as one of the folder."""
+    root = write_images(tmp_path / "spoilt")
+    spoilt = [root / "train" / "dark" / f"{number}.png" for number in (1, 4)]
+    for file in spoilt:
+        file.write_bytes(b"")
+    sweep = folder.load(AXES, sets=settings(root))
+    line = f"{root}: 2 files cannot be read and are skipped: train/dark/1.png, train/dark/4.png"
+    assert sweep.notes == (line,)
+    assert "UserWarning" not in capfd.readouterr().err
+
+
+def test_a_folder_without_splits_plans(folder: "Folder", images: Path) -> None:
+    """Else the layout that most people have fails trial by trial, after the start."""
+    found = data_at(images / "train")
+    assert (found.train, found.val, found.test, found.classes, found.error) == (15, 1, 4, 2, "")
+    sweep = folder.load(AXES, sets=settings(images / "train"))
+    sweep.check_data(sweep.trials)
+    with pytest.raises(UserError, match=r"data.path: .*dark: no class folders in it"):
+        (bad := folder.load(AXES, sets=settings(images / "train" / "dark"))).check_data(bad.trials)

@@ -105,6 +105,13 @@ def test_a_dry_run_estimates_the_cost(swept: tuple[Path, str], capsys: pytest.Ca
     assert re.search(r"cost of what is missing: \d+ s", capsys.readouterr().out)
 
 
+def test_an_arm_that_is_another_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Otherwise a row that was asked for is missing, without a word."""
+    file = write(tmp_path, arms="[mse, {kind: mse}]")
+    assert command.main(arguments(file, "--dry-run")) == 0
+    assert "note: mse again: the same config as mse, so one arm\n" in capsys.readouterr().out
+
+
 def untouched(folder: TrialFolder) -> tuple[Any, ...]:
     """What another training would change."""
     files = [folder.journal, folder.checkpoint, folder.path / "state.json"]
@@ -405,12 +412,49 @@ def test_bad_arguments_get_one_line_and_exit_code_2(
 ) -> None:
     """Otherwise a typing error ends in a traceback, or a sweep waits for ever for what is not there."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    load(write(tmp_path), sets=TINY)  # data that are seen for the first time have a line of their own
+    capsys.readouterr()
     assert command.main([*arguments(write(tmp_path)), *more]) == 2
     captured = capsys.readouterr()
     assert expected in captured.err
     assert captured.err.startswith("error: ")
     assert captured.err.count("\n") == 1, captured.err
     assert not list(tmp_path.glob("out/trials/*"))
+
+
+@pytest.mark.parametrize(
+    ("sets", "expected"),
+    [
+        (
+            ["data.name=imagefolder", "data.path=nowhere"],
+            "error: --set data.path=nowhere: data.path: nowhere is not",
+        ),
+        (
+            ["run.device=cuda"],
+            "error: --set run.device=cuda: run.device: a trial asks for 0.1 GPUs, and 0 are found",
+        ),
+        (["run.cpus=100000"], "error: --set run.cpus=100000: run.cpus: a trial asks for 100000 cores"),
+    ],
+)
+def test_a_dry_run_checks_what_the_run_checks(
+    sets: list[str],
+    expected: str,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Otherwise a plan looks sound, with its cost, for data or a GPU that are not there."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    words = arguments(write(tmp_path)) + [word for one in sets for word in ("--set", one)]
+    assert command.main(words) == 2
+    line = capfd.readouterr().err.splitlines()[-1]
+    assert line.startswith(expected)
+    assert command.main([*words, "--dry-run"]) == 2
+    printed = capfd.readouterr()
+    assert printed.err.splitlines()[-1] == line
+    assert "4 to do; cost of what is missing: " in printed.out, (
+        "whoever plans for another machine sees the price"
+    )
 
 
 def test_planning_imports_nothing_heavy(tmp_path: Path) -> None:

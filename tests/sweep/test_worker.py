@@ -137,3 +137,14 @@ def test_a_trial_names_the_code_that_its_server_loaded(tmp_path: Path) -> None:
         " raise ValueError(f'{code_version.cache_info().currsize} known before it was asked')",
     ).state()
     assert state.error == "ValueError: 1 known before it was asked"
+
+
+def test_a_trial_finds_its_model_imported(tmp_path: Path) -> None:
+    """Otherwise every trial of a sweep imports timm and torchvision for seconds before its first step."""
+    state = fork_a_trial(
+        tmp_path,
+        "def train(*a, **k):\n"
+        " import sys\n"
+        " raise ValueError('timm.models.vision_transformer' in sys.modules)",
+    ).state()
+    assert state.error == "ValueError: True"

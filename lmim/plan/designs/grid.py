@@ -7,8 +7,9 @@ from typing import Any
 from pydantic import Field
 
 from lmim.errors import fail
-from lmim.plan.cells import labels, name, pick, product, read_axes
-from lmim.plan.sweep_file import Axes, Cell, Design, Ids, Results, Sheet, SweepFile
+from lmim.plan.cells import Choices, flat, namer, pick, product, read_axes, together
+from lmim.plan.settings import Settings
+from lmim.plan.sweep_file import Cell, Design, Ids, Results, Sheet, SweepFile
 
 
 class Keys(SweepFile):
@@ -21,7 +22,7 @@ class Keys(SweepFile):
 def grid(file: Keys, sheet: Sheet) -> Design:
     """Every combination of the axes' values."""
     axes = read_axes(sheet, ["axes"], file.axes)
-    named = labels(axes)
+    name = namer(axes)
     rules = [
         _excluded(entry, axes, sheet, sheet.where("exclude", number))
         for number, entry in enumerate(file.exclude)
@@ -29,23 +30,29 @@ def grid(file: Keys, sheet: Sheet) -> Design:
 
     def cells(ids: Ids, results: Results) -> list[Sequence[Cell]]:
         kept = [
-            Cell(name(cell, named), cell)
-            for cell in product(axes)
-            if not any(all(cell[key].value in values for key, values in rule.items()) for rule in rules)
+            Cell(name(cell := together(chosen)), cell)
+            for chosen in product(axes)
+            if not any(all(_values(chosen[key]) in out for key, out in rule.items()) for rule in rules)
         ]
         if not kept and not file.baselines:
             fail(sheet.where("exclude"), "expected at least one trial, found an empty grid")
         return [kept]
 
-    return Design(axes, math.prod(len(values) for values in axes.values()), cells)
+    return Design(flat(axes), math.prod(len(values) for values in axes.values()), cells)
 
 
-def _excluded(entry: dict[str, Any], axes: Axes, sheet: Sheet, where: str) -> dict[str, tuple[Any, ...]]:
+def _values(one: Settings) -> dict[str, Any]:
+    return {key: setting.value for key, setting in one.items()}
+
+
+def _excluded(
+    entry: dict[str, Any], axes: Choices, sheet: Sheet, where: str
+) -> dict[str, list[dict[str, Any]]]:
     if not entry:
         fail(where, "exclude: expected axis: value, found an empty mapping")
     excluded = {}
     for written, given in entry.items():
-        key = sheet.schema.key(written, where)
+        key = written if written in axes else sheet.schema.key(written, where)
         values = given if isinstance(given, list) else [given]
-        excluded[key] = tuple(pick(key, value, axes, where).value for value in values)
+        excluded[key] = [_values(pick(key, value, axes, where)) for value in values]
     return excluded

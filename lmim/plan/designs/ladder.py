@@ -7,10 +7,9 @@ from typing import Any
 
 from lmim.config import Section
 from lmim.errors import fail, nearest, show
-from lmim.plan.cells import labels, name, pick, product, read_axes
+from lmim.plan.cells import Choices, flat, namer, pick, product, read_axes, together
 from lmim.plan.settings import Settings
 from lmim.plan.sweep_file import (
-    Axes,
     Cell,
     Design,
     Ids,
@@ -36,7 +35,7 @@ class Keys(SweepFile):
 class Stage:
     """The axes of a stage, and its winner where the file fixes it."""
 
-    axes: Axes
+    axes: Choices
     winner: Settings | None
 
 
@@ -44,7 +43,7 @@ def ladder(file: Keys, sheet: Sheet) -> Design:
     """The stages in order, each on the winners so far, or on the base's values while one is undecided."""
     stages = _stages(file, sheet)
     axes = {key: settings for stage in stages for key, settings in stage.axes.items()}
-    named = labels(axes)
+    name = namer(axes)
     selects = any(stage.winner is None for stage in stages)
     if selects and sheet.metric(file.metric, f"{sheet.where('metric')}: metric").better == "lower":
         fail(
@@ -56,9 +55,8 @@ def ladder(file: Keys, sheet: Sheet) -> Design:
         won: Settings = {}
         provisional = False
         for stage in stages:
-            tried = [
-                Cell(name(cell, named), won | cell, provisional=provisional) for cell in product(stage.axes)
-            ]
+            cells = map(together, product(stage.axes))
+            tried = [Cell(name(cell), won | cell, provisional=provisional) for cell in cells]
             yield tried
             if stage.winner is not None:
                 won = won | stage.winner
@@ -68,7 +66,7 @@ def ladder(file: Keys, sheet: Sheet) -> Design:
             won = best.changes if best else won
 
     count = sum(math.prod(len(values) for values in stage.axes.values()) for stage in stages)
-    return Design(axes, count, cells, selects=selects, by_seed=True)
+    return Design(flat(axes), count, cells, selects=selects, by_seed=True)
 
 
 def _stages(file: Keys, sheet: Sheet) -> list[Stage]:
@@ -76,8 +74,8 @@ def _stages(file: Keys, sheet: Sheet) -> list[Stage]:
     for number, stage in enumerate(file.stages):
         at = ("stages", number)
         axes = read_axes(sheet, (*at, "axes"), stage.axes)
-        for key in axes:
-            if any(key in earlier.axes for earlier in stages):
+        for key in flat(axes):
+            if any(key in flat(earlier.axes) for earlier in stages):
                 fail(sheet.where(*at, "axes", key), f"{key}: expected an axis of one stage, found it in two")
         stages.append(Stage(axes, _winner(stage.select, axes, sheet, sheet.where(*at, "select"))))
     if not stages:
@@ -85,7 +83,7 @@ def _stages(file: Keys, sheet: Sheet) -> list[Stage]:
     return stages
 
 
-def _winner(select: Any, axes: Axes, sheet: Sheet, where: str) -> Settings | None:
+def _winner(select: Any, axes: Choices, sheet: Sheet, where: str) -> Settings | None:
     if select == "best":
         return None
     if not isinstance(select, dict):
@@ -94,14 +92,14 @@ def _winner(select: Any, axes: Axes, sheet: Sheet, where: str) -> Settings | Non
             f"select: expected best or a mapping of axis to value, found {show(select)}"
             + nearest(select, ["best"]),
         )
-    fixed = {sheet.schema.key(key, where): value for key, value in select.items()}
+    fixed = {key if key in axes else sheet.schema.key(key, where): value for key, value in select.items()}
     winner = {key: pick(key, value, axes, where) for key, value in fixed.items()}
     missing = [key for key in axes if key not in winner]
     if missing:
         fail(
             where, f"select: expected a value for each axis of the stage, found none for {', '.join(missing)}"
         )
-    return winner
+    return together(winner)
 
 
 def _best(cells: Sequence[Cell], ids: Ids, results: Results) -> Cell | None:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from lmim.errors import fail, show
-from lmim.plan.cells import labels, read_axes
+from lmim.plan.cells import flat, read_axes
 from lmim.plan.sweep_file import Cell, Design, Ids, Results, Sheet, SweepFile
 
 
@@ -21,15 +21,20 @@ def leave_one_out(file: Keys, sheet: Sheet) -> Design:
         full = Cell("full", {})
         yield [full]
         whole = ids(full)
-        for key, label in labels(axes).items():
-            (setting,) = axes[key]
-            less = Cell(f"without {label}", {key: setting})
+        for key, (value,) in axes.items():
+            less = Cell(f"without {_called(key, sheet)}", value)
             if ids(less) == whole:
+                first = next(iter(value.values()))
                 fail(
-                    setting.where,
-                    f"{key}: expected the value without it, found the full method's own "
-                    f"{show(setting.value)}",
+                    first.where,
+                    f"{key}: expected the value without it, found the full method's own {show(first.value)}",
                 )
             yield [less]
 
-    return Design(axes, 1 + len(axes), cells)
+    return Design(flat(axes), 1 + len(axes), cells)
+
+
+def _called(key: str, sheet: Sheet) -> str:
+    """The leaf of a key where no other config key has the same: `cues`, but `encoder.depth`."""
+    leaf = key.rpartition(".")[2]
+    return leaf if sum(one.rpartition(".")[2] == leaf for one in sheet.schema.types) < 2 else key

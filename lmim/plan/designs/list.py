@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lmim.errors import fail, show
-from lmim.plan.cells import axes_of
+from lmim.plan.cells import axes_of, flat, together
 from lmim.plan.claims import sayable
 from lmim.plan.sweep_file import BASELINES, Axes, Cell, Design, Ids, Results, Sheet, SweepFile
 
@@ -29,9 +29,9 @@ def list(file: Keys, sheet: Sheet) -> Design:
                 f"found {show(arm) or 'an empty one'}",
             )
         changes = axes_of(sheet.schema.leaves(sheet.tree.at(("arms", arm))), sheet, one=True)
-        for key, settings in changes.items():
+        for key, settings in flat(changes).items():
             axes.setdefault(key, []).extend(settings)
-        arms.append(Cell(arm, {key: setting for key, (setting,) in changes.items()}))
+        arms.append(Cell(arm, together({key: value for key, (value,) in changes.items()})))
     if not arms:
         fail(sheet.where("arms"), "arms: expected at least one arm, found an empty mapping")
 

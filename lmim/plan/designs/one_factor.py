@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from lmim.plan.cells import labels, name, read_axes
+from lmim.plan.cells import flat, namer, read_axes
 from lmim.plan.sweep_file import Cell, Design, Sheet, SweepFile
 
 
@@ -14,7 +14,7 @@ class Keys(SweepFile):
 def one_factor(file: Keys, sheet: Sheet) -> Design:
     """The base first, then the changes side by side."""
     axes = read_axes(sheet, ["axes"], file.axes)
-    named = labels(axes)
-    changes = [{key: setting} for key, settings in axes.items() for setting in settings]
-    rounds = [[Cell("base", {})], [Cell(name(change, named), change) for change in changes]]
-    return Design(axes, 1 + len(changes), lambda ids, results: rounds)
+    name = namer(axes)
+    changes = [value for values in axes.values() for value in values]
+    rounds = [[Cell("base", {})], [Cell(name(change), change) for change in changes]]
+    return Design(flat(axes), 1 + len(changes), lambda ids, results: rounds)

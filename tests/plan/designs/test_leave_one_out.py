@@ -16,3 +16,10 @@ def test_leave_one_out_is_the_full_method_less_each_part(folder: "Folder") -> No
     assert [t.config.section("decoder").cues for t in sweep.trials] == [True, True, False]
     message = folder.error("design: leave_one_out\naxes:\n  mask.similarity: 0.1\n")
     assert message.startswith("sweep.yaml:5: mask.similarity: expected the value without it")
+
+
+def test_it_says_whose_part_is_left_out(folder: "Folder") -> None:
+    """Else `without depth` could be the encoder's, the projector's or the decoder's."""
+    sweep = folder.load("design: leave_one_out\naxes: {projector.depth: 0, loss: mse, decoder.cues: false}\n")
+    names = ["full", "without projector.depth", "without loss", "without cues"]
+    assert [arm.name for arm in sweep.arms] == names
