@@ -42,6 +42,8 @@ ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_BACKOFF_JITTER": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
 }
+DRIVERS = {"psycopg": "'psycopg[binary]'", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
+"""What to install for a database's module, where that is not the module's own name."""
 METRICS_PER_BATCH = 900  # MLflow takes 1000 metrics, and 1000 of metrics and tags together
 PARAMS_PER_BATCH = 100
 
@@ -91,7 +93,13 @@ def connect(uri: str) -> "MlflowClient":
     try:
         _write_ahead(uri)
         return MlflowClient(uri)
-    except (MlflowException, SQLAlchemyError, OSError, sqlite3.Error) as error:
+    except ImportError as error:
+        package = DRIVERS.get(error.name or "", error.name)
+        raise UserError(
+            f"--tracking-uri {redacted(uri)}: {error.name}, the database's driver, is not installed; "
+            f"pip install {package}"
+        ) from None
+    except (MlflowException, SQLAlchemyError, OSError, ValueError, sqlite3.Error) as error:
         file = Path(uri.removeprefix("sqlite:///"))
         hint = "; move it away, and a new one is filled from the trials' folders" if file.is_file() else ""
         raise UserError(f"--tracking-uri {redacted(uri)}: {brief(error)}{hint}") from None
@@ -454,9 +462,11 @@ def _changed(old: dict[str, str], new: dict[str, str]) -> dict[str, str]:
 
 def _write_ahead(uri: str) -> None:
     """Let MLflow's UI read while we write; the mode stays with the database file."""
-    file = uri.removeprefix("sqlite:///")
-    if file == uri or not file:
+    if not uri.startswith("sqlite:"):
         return
+    file = uri.removeprefix("sqlite:///")
+    if file in ("", uri):
+        raise ValueError("names no file; expected sqlite:////folder/mlflow.db")
     Path(file).parent.mkdir(parents=True, exist_ok=True)
     connection = sqlite3.connect(file)
     try:
