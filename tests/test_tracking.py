@@ -473,7 +473,7 @@ def test_a_uri_that_mlflow_refuses_is_an_error_at_the_start(stage: Stage, uri: s
 
 @pytest.mark.skipif(find_spec("psycopg") is not None, reason="the driver is here")
 def test_a_missing_driver_is_named_with_what_to_install(stage: Stage) -> None:
-    """`--tracking-uri postgresql://...` would end in a traceback on a fresh machine, and show the password."""
+    """`--tracking-uri postgresql://...` would be a traceback, with the password in it."""
     with pytest.raises(
         UserError, match=r"^[^\n]*psycopg\S*, the database's driver[^\n]*pip install"
     ) as found:
