@@ -132,6 +132,7 @@ def test_what_a_finished_sweep_leaves_in_mlflow(stage: Stage) -> None:
     assert tags == {
         "lmim.sweep": "loss",
         "lmim.scale": "demo",
+        "lmim.place": "demo",
         "lmim.question": "Which loss?",
         "lmim.metric": "knn_top1",
         "lmim.design": "grid",
@@ -504,10 +505,13 @@ def test_a_sweep_becomes_a_plan(tmp_path: Path) -> None:
         "better": "higher",
     }
     assert {"eval/rank_ratio", "train/loss"} <= metrics.keys()
+    assert abs(time.time() - plan.pop("stated").pop("mse > cosine on eval/knn_top1")) < 60
     assert plan == {
         "name": "loss",
         "scale": "demo",
         "settings": {"optim.epochs": "1"},
+        "path": str(file),
+        "classes": 36,
         "question": "q",
         "metric": "knn_top1",
         "design": "grid",
@@ -524,6 +528,34 @@ def test_a_sweep_becomes_a_plan(tmp_path: Path) -> None:
         "code": code_digest(),
         "commit": code_version(),
     }
+
+
+def test_mlflow_remembers_when_claims_were_stated(stage: Stage) -> None:
+    """With the folder of plans gone, a claim stated years ago would pass for one that knew the results."""
+    old = stage.plan().model_copy(update={"stated": {"cosine > mse on eval/knn_top1": 5.0}})
+    Tracker(stage.uri, old, stage.out).feed()
+    old.file(stage.out).unlink()
+    again = old.model_copy(
+        update={
+            "claims": ("mse collapsed", "cosine > mse"),
+            "stated": {"mse collapsed": 9.0, "cosine > mse on eval/knn_top1": 9.0},
+        }
+    )
+    Tracker(stage.uri, again, stage.out).feed()
+    stated = {"mse collapsed": 9.0, "cosine > mse on eval/knn_top1": 5.0}
+    artifact = stage.client.download_artifacts(stage.parent().info.run_id, "plan.json")
+    for file in (Path(artifact), old.file(stage.out)):
+        assert json.loads(file.read_text())["stated"] == stated
+
+
+def test_settings_have_a_parent_of_their_own(stage: Stage) -> None:
+    """Trials of --set would stand under the scale's name, and each call hide the other's."""
+    changed = stage.plan().model_copy(update={"settings": {"optim.epochs": "1", "run.cpus": "2"}})
+    for plan in (stage.plan(), changed, stage.plan(), changed):
+        Tracker(stage.uri, plan, stage.out).close()
+    parents = [run.data.tags for run in stage.runs() if "lmim.sweep" in run.data.tags]
+    assert sorted(tags["lmim.place"] for tags in parents) == ["demo", "demo+optim.epochs=1"]
+    assert [*sync(stage.out, stage.uri)] == ["loss/demo", "loss/demo+optim.epochs=1"]
 
 
 def test_import_is_cheap_and_making_a_tracker_is_quiet(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """How a sweep stands: its trials, each with what its folder says."""
 
 import contextlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -71,6 +72,11 @@ class Plan:
                 "seed": trial.seed,
                 "config": trial.config.model_dump(mode="json"),
                 "status": self.states[trial.id].status,
+                # JSON has no infinity
+                "metrics": {
+                    name: value if math.isfinite(value) else None
+                    for name, value in self.states[trial.id].metrics.items()
+                },
             }
             for trial in self.sweep.trials
         ]

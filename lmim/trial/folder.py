@@ -94,6 +94,7 @@ class State(BaseModel):
     code: str | None = None
     """What trained it, by `code_digest`; several where it went on with other code."""
     commit: str | None = None
+    python: str | None = None
     torch: str | None = None
     timm: str | None = None
     device: str | None = None
