@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 
 from lmim.analysis.intervals import Interval, interval
 from lmim.analysis.results import Arm, Results, Trial, count
 from lmim.errors import word
 from lmim.metrics import COLLAPSED, full_name, kept
-from lmim.plan.claims import parse_claim, selects
+from lmim.plan.claims import parse_claim, selects, statement
 
 ROUNDING = 1e-6
 """Of the values compared: float32 parts equal ones by less, and no seeds agree to it but by chance."""
@@ -29,6 +29,15 @@ class Verdict:
     effect: Interval
     """Paired difference in the claim's direction; for collapse, the distance from 0.5 of what is left."""
     reason: str
+    late: bool = False
+    """The claim was stated when a trial of its arms had ended already."""
+    arms: tuple[str, ...] = ()
+    """Whom it is about."""
+
+    @property
+    def words(self) -> str:
+        """The verdict for people; what was said of results that were there is no prediction."""
+        return f"{self.verdict}, post hoc" if self.late else self.verdict
 
 
 @dataclass(frozen=True)
@@ -45,7 +54,22 @@ class Side:
 
 def judge(results: Results) -> tuple[Verdict, ...]:
     """A verdict for each claim, in the file's order."""
-    return tuple(judge_claim(text, results) for text in results.claims)
+    return tuple(_about(judge_claim(text, results), results) for text in results.claims)
+
+
+def _about(verdict: Verdict, results: Results) -> Verdict:
+    """The verdict with its arms; it says so where the claim came after one had a result, for any sweep."""
+    try:
+        claim, key = parse_claim(verdict.claim), statement(verdict.claim, results.metric)
+    except ValueError:
+        return verdict
+    sides = [_side(part, results) for part in (claim.left, claim.right) if part is not None]
+    verdict = replace(verdict, arms=tuple(arm.name for side in sides for arm in side.arms))
+    first = min((results.first.get(arm, math.inf) for arm in verdict.arms), default=math.inf)
+    if results.stated.get(key, 0.0) <= first:
+        return verdict
+    note = "stated after the first results of its arms were in"
+    return replace(verdict, late=True, reason=f"{note}; {verdict.reason}")
 
 
 def judge_claim(text: str, results: Results) -> Verdict:

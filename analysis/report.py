@@ -22,7 +22,6 @@ from rich.table import Table
 from lmim.analysis import claims, results, table
 from lmim.command import Parser, exit_code, out_folder
 from lmim.files import write_atomic
-from lmim.metrics import COLLAPSED
 from lmim.tracking import default_uri
 
 HERE = Path(__file__).parent
@@ -31,6 +30,7 @@ FILES = (
     "table.md",
     "table.tex",
     "trials.csv",
+    "verdicts.json",
     "comparison.png",
     "comparison.pdf",
     "training.png",
@@ -56,13 +56,13 @@ class Report:
 
 
 def build(name: str, scale: str | None, out: Path, uri: str | None = None) -> Report:
-    """Bring the report of a sweep at a scale up to date (without a scale: the one that ran last).
+    """Bring a report up to date, by its scale: `demo`, `demo+optim.epochs=1`; None is what ran last.
 
     Writes `FILES` into out/name/scale, each atomically. Raises UserError for what is not there.
     """
     uri = uri or default_uri(out)
     found = results.read(name, scale, uri)
-    folder = out / found.name / found.scale
+    folder = out / found.name / found.place
     digest = hashlib.sha256(f"{found.digest} {_code_digest()}".encode()).hexdigest()
     stamp = folder / ".digest"
     fresh = stamp.is_file() and stamp.read_text(encoding="utf-8") == digest
@@ -87,11 +87,12 @@ def _write(report: Report, uri: str) -> None:
     folder, found, rows = report.path, report.found, report.rows
     with _stages(5) as stage:
         stage("table")
-        write_atomic(folder / "table.csv", table.to_csv(rows))
-        write_atomic(folder / "table.md", table.to_markdown(rows, found))
-        write_atomic(folder / "table.tex", table.to_latex(rows, found))
+        write_atomic(folder / "table.csv", table.to_csv(rows, report.verdicts))
+        write_atomic(folder / "table.md", table.to_markdown(rows, found, report.verdicts))
+        write_atomic(folder / "table.tex", table.to_latex(rows, found, report.verdicts))
         write_atomic(folder / "trials.csv", table.trials_csv(found))
-        write_atomic(folder / "report.json", json.dumps(shown(report), indent=2, ensure_ascii=False) + "\n")
+        for name, data in (("verdicts", verdicts(report)), ("report", shown(report))):
+            write_atomic(folder / f"{name}.json", json.dumps(data, indent=2, ensure_ascii=False) + "\n")
         stage("training curves")
         curves = results.curves(uri, found.trials, figures.CURVES)
         stage("figures")
@@ -169,25 +170,31 @@ def shown(report: Report) -> dict[str, Any]:
         "question": found.question,
         "summary": summary(report),
         "verdicts": [
-            {
-                "claim": v.claim,
-                "verdict": v.verdict,
-                "metric": found.label(v.metric),
-                "difference": _effect(v),
-                **asdict(v.effect),
-                "evidence": v.reason,
-            }
-            for v in report.verdicts
+            one | {"verdict": v.words, "metric": found.label(v.metric), "difference": table.effect(v)}
+            for one, v in zip(verdicts(report), report.verdicts, strict=True)
         ],
-        "note": "Difference: in the claim's direction, mean [95 % t-interval]; for collapse, how far the "
-        f"largest of rank ratio, spread ratio and gain in 1-NN accuracy is from {COLLAPSED}. Intervals are "
-        "not corrected for the number of claims.",
+        "note": table.note(report.verdicts),
         "settings": [{"key": key, "value": min(own)} for key, own in values.items() if len(own) == 1],
         "excluded": [
             {"trial": trial.id, "arm": trial.arm, "seed": trial.seed, "reason": trial.reason}
             for trial in found.excluded
         ],
     }
+
+
+def verdicts(report: Report) -> list[dict[str, Any]]:
+    """What verdicts.json holds: each claim, what became of it, and the figures that say so."""
+    return [
+        {
+            "claim": v.claim,
+            "verdict": v.verdict,
+            "post_hoc": v.late,
+            "metric": v.metric,
+            **asdict(v.effect),
+            "evidence": v.reason,
+        }
+        for v in report.verdicts
+    ]
 
 
 def summary(report: Report) -> str:
@@ -199,20 +206,11 @@ def summary(report: Report) -> str:
     replayed = [place for trial in found.trials if (place := found.replayed_on(trial))]
     of_them = f" ({len(replayed)} of other code, replayed on {replayed[0]})" if replayed else ""
     return (
-        f"Sweep {found.name}, scale {found.setting}, design {found.design}: {arms} arms and "
-        f"{len(rows) - arms} baselines; {len(found.trials)} trials count{of_them}, {len(found.excluded)} do "
-        f"not; {hours}. The metric is {found.metric}."
+        f"Sweep {found.name}, scale {found.setting}, design {found.design}: "
+        f"{results.count(arms, 'arm')} and {results.count(len(rows) - arms, 'baseline')}; "
+        f"{results.count(len(found.trials), 'trial')} in the figures{of_them}, {len(found.excluded)} not; "
+        f"{hours}. The metric is {found.metric}.{table.chance(found)}"
     )
-
-
-def _effect(verdict: claims.Verdict) -> str:
-    effect = verdict.effect
-    if effect.mean is None:
-        return "-"
-    digits = table.decimals([effect.mean])
-    if effect.low is None or effect.high is None:
-        return f"{effect.mean:+.{digits}f}"
-    return f"{effect.mean:+.{digits}f} [{effect.low:+.{digits}f}, {effect.high:+.{digits}f}]"
 
 
 # The command

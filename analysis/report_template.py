@@ -17,8 +17,10 @@ def grid(keys: str, rows: list[dict[str, Any]], none: str = "None.") -> str:
     """Rows as an HTML table; a verdict's cell gets the class of its colour."""
 
     def cell(key: str, value: Any) -> str:
-        text = escape("" if value is None else f"{value:.2g}" if isinstance(value, float) else str(value))
-        return f"<td class={text}>{text}</td>" if key == "verdict" else f"<td>{text}</td>"
+        if isinstance(value, float):
+            value = "< 0.001" if key == "p" and value < 0.001 else f"{value:.2g}"
+        text = escape("" if value is None else str(value))
+        return f'<td class="{text.replace(",", "")}">{text}</td>' if key == "verdict" else f"<td>{text}</td>"
 
     top = "".join(f"<th>{key.replace('_', ' ')}</th>" for key in keys.split())
     body = ["".join(cell(key, row[key]) for key in keys.split()) for row in rows]
@@ -39,7 +41,8 @@ display(HTML(f"{verdicts}<p class=note>{escape(report['note'])}</p>"))
 # ## Table
 
 # %%
-display(Markdown(Path("table.md").read_text(encoding="utf-8").split("\n\n", 1)[1]))
+parts = Path("table.md").read_text(encoding="utf-8").split("\n\n")
+display(Markdown("\n\n".join(parts[1:3])))
 
 # %% [markdown]
 # ## Comparison
@@ -70,4 +73,5 @@ display(HTML(grid("trial arm seed reason", report["excluded"], "None: every plan
 # ## Provenance
 
 # %%
-display(HTML(grid("trial arm seed outcome commit replayed_on dataset_version run", trials)))
+columns = "trial arm seed outcome commit replayed_on dataset_version python torch timm device host run"
+display(HTML(grid(columns, trials)))

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import os
 import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from lmim.errors import UserError, brief, fail, nearest, redacted, show
 from lmim.metrics import full_name
+from lmim.plan.record import place
 from lmim.tracking import connect
 
 if TYPE_CHECKING:  # importing MLflow takes a second, and only `read` and `curves` need it
@@ -22,6 +22,8 @@ if TYPE_CHECKING:  # importing MLflow takes a second, and only `read` and `curve
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 """A sweep's name and its scale, which become folders."""
+MACHINE = ("python", "torch", "timm", "device", "host")
+"""What of a trial's provenance is not its code or its data."""
 NO_RUN = "no run yet"
 OLD_PLAN = "not in the newest plan"
 LARGEST = 1.7e308
@@ -58,7 +60,15 @@ class Trial:
     differs: str = ""
     """What a replay found to be different."""
     dataset_version: str = ""
+    python: str = ""
+    torch: str = ""
+    timm: str = ""
+    device: str = ""
+    """The model of the GPU or the processor."""
+    host: str = ""
     started: int = 0
+    ended: int = 0
+    """In milliseconds, as `started`."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     params: Mapping[str, str] = field(default_factory=dict)
 
@@ -100,6 +110,17 @@ class Results:
     """The commit of that code."""
     described: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """Metric to its `label`, `unit` and which way is `better`."""
+    stated: Mapping[str, float] = field(default_factory=dict)
+    """Claim, by `statement`, to when it was first stated, in seconds; without those of which nobody knows."""
+    first: Mapping[str, float] = field(default_factory=dict)
+    """Arm to when the first of its trials had ended, in seconds, whether it counts or not."""
+    classes: int = 0
+    """Of the data; 0 where it is not known, or not the same for all arms."""
+
+    @property
+    def place(self) -> str:
+        """The scale with the settings, as a folder's name."""
+        return place(self.scale, self.settings)
 
     @property
     def setting(self) -> str:
@@ -116,6 +137,11 @@ class Results:
         known = self.described.get(metric, {})
         text = known.get("label") or metric.rpartition("/")[2].replace("_", " ")
         return f"{text} ({known['unit']})" if known.get("unit") else text
+
+    def chance(self, metric: str) -> float | None:
+        """What guessing gives, where the metric is a top-1 accuracy in per cent, by its name."""
+        percent = self.described.get(metric, {}).get("unit") == "%" and "top1" in metric
+        return 100 / self.classes if percent and self.classes else None
 
     def replayed_on(self, trial: Trial) -> str:
         """The commit that gave the digits of a trial that counts again; empty where its code trained it."""
@@ -195,7 +221,18 @@ def assemble(plan: Mapping[str, Any], runs: Iterable[Trial]) -> Results:
         code=code,
         commit=plan.get("commit", ""),
         described=plan.get("metrics", {}),
+        stated=plan.get("stated", {}),
+        first=_first(done),
+        classes=plan.get("classes", 0),
     )
+
+
+def _first(done: Iterable[Trial]) -> dict[str, float]:
+    first: dict[str, float] = {}
+    for run in done:
+        if run.ended:
+            first[run.arm] = min(run.ended / 1000, first.get(run.arm, math.inf))
+    return first
 
 
 def _excluded(trial: Trial, reason: str) -> Excluded:
@@ -222,7 +259,6 @@ def reading(uri: str) -> "Iterator[MlflowClient]":
     file = Path(uri.removeprefix("sqlite:///"))
     if uri.startswith("sqlite:") and not file.is_file():  # MLflow would make one
         raise UserError(f"{file}: no MLflow database there; run a sweep first, or give --out")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     client = connect(uri)
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
@@ -234,7 +270,7 @@ def reading(uri: str) -> "Iterator[MlflowClient]":
 
 
 def read(name: str, scale: str | None, uri: str) -> Results:
-    """Read a sweep at a scale (without one: the scale that ran last).
+    """Read a sweep at a scale, `demo`, or with settings, `demo+optim.epochs=1` (None: what ran last).
 
     Raises UserError for a sweep or scale that is not there, with the nearest name, and for a server that
     does not answer.
@@ -250,10 +286,10 @@ def _read(client: "MlflowClient", name: str, scale: str | None) -> Results:
         raise UserError(f"no sweep named {name} in MLflow{_known(name, names)}")
     where = [experiment.experiment_id]
     parents = sorted(client.search_runs(where, "tags.`lmim.sweep` != ''"), key=_updated, reverse=True)
-    scales = list(dict.fromkeys(run.data.tags.get("lmim.scale", "") for run in parents))
+    scales = list(dict.fromkeys(map(_place, parents)))
     if not parents or (scale is not None and scale not in scales):
         raise UserError(f"sweep {name} has no runs at scale {scale}{_known(scale or '', scales)}")
-    parent = next(run for run in parents if scale in (None, run.data.tags.get("lmim.scale")))
+    parent = next(run for run in parents if scale in (None, _place(run)))
     with tempfile.TemporaryDirectory() as folder:
         try:
             file = client.download_artifacts(parent.info.run_id, "plan.json", folder)
@@ -277,6 +313,12 @@ def _read(client: "MlflowClient", name: str, scale: str | None) -> Results:
             return assemble(plan, runs)
 
 
+def _place(parent: Any) -> str:
+    """The scale with the settings; an old parent holds whatever settings ran last."""
+    tags: Mapping[str, str] = parent.data.tags
+    return tags.get("lmim.place", tags.get("lmim.scale", ""))
+
+
 def _updated(parent: Any) -> float:
     """When a sweep last ran at a scale, in seconds; an old one says only when it first did."""
     return float(parent.data.tags.get("lmim.updated") or (parent.info.start_time or 0) / 1000)
@@ -298,7 +340,9 @@ def _trial(run: Any) -> Trial:
         replayed=tags.get("lmim.replayed", ""),
         differs=tags.get("lmim.differs", ""),
         dataset_version=tags.get("lmim.dataset_version", ""),
+        **{name: tags.get(f"lmim.{name}", "") for name in MACHINE},
         started=run.info.start_time or 0,
+        ended=run.info.end_time or 0,
         metrics={key: finite_or_inf(value) for key, value in sorted(run.data.metrics.items())},
         params=dict(sorted(run.data.params.items())),
     )

@@ -8,9 +8,11 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from lmim.analysis.claims import Verdict
 from lmim.analysis.intervals import Interval, interval
-from lmim.analysis.results import Arm, Results, Trial
+from lmim.analysis.results import MACHINE, Arm, Results, Trial
 from lmim.errors import word
+from lmim.metrics import COLLAPSED
 
 NONE = "-"
 
@@ -50,6 +52,9 @@ def _row(arm: Arm, results: Results) -> Row:
 
 
 def _core_seconds(trial: Trial) -> float:
+    if "system/core_seconds" in trial.metrics:
+        return trial.metrics["system/core_seconds"]
+    # an older trial's: right where no resume took other cores
     cores = float(trial.params.get("run.cpus", 1)) * float(trial.params.get("run.processes", 1))
     return trial.metrics.get("system/seconds", 0.0) * cores
 
@@ -101,12 +106,57 @@ def caption(results: Results) -> str:
     """What the figures in a table are."""
     return (
         f"Mean ± half-width of the 95 % t-interval over n seeds; scale {results.setting}; "
-        "hours are the sum over the row's trials."
+        f"hours are the sum over the row's trials.{chance(results)}"
     )
 
 
-def to_csv(table: Sequence[Row]) -> str:
-    """Every figure in full: per metric its n, mean and interval; a column for each axis and each outcome."""
+def chance(results: Results) -> str:
+    """A sentence on what guessing gives, where that is known.
+
+    >>> from types import SimpleNamespace
+    >>> chance(SimpleNamespace(metrics=["a"], chance=lambda metric: 25.0, classes=4))
+    ' Chance is 25.0 % top-1, with 4 classes.'
+    """
+    found = next((chance for key in results.metrics if (chance := results.chance(key)) is not None), None)
+    return "" if found is None else f" Chance is {found:.1f} % top-1, with {results.classes} classes."
+
+
+def effect(verdict: Verdict) -> str:
+    """A verdict's difference with its interval."""
+    found = verdict.effect
+    if found.mean is None:
+        return NONE
+    digits = decimals([found.mean])
+    if found.low is None or found.high is None:
+        return f"{found.mean:+.{digits}f}"
+    return f"{found.mean:+.{digits}f} [{found.low:+.{digits}f}, {found.high:+.{digits}f}]"
+
+
+NOTE = (
+    f"Difference: in the claim's direction, mean [95 % t-interval]; for collapse, how far the largest "
+    f"of rank ratio, spread ratio and gain in 1-NN accuracy is from {COLLAPSED}. Intervals are not corrected for the number of claims."
+)
+POST_HOC = " Post hoc: stated after the first results of its arms were in."
+
+
+def note(verdicts: Iterable[Verdict]) -> str:
+    """What the columns of verdicts are."""
+    return NOTE + POST_HOC * any(verdict.late for verdict in verdicts)
+
+
+VERDICTS = ["claim", "verdict", "difference [95 % interval]", "evidence"]
+
+
+def verdict_lines(verdicts: Iterable[Verdict]) -> list[list[str]]:
+    """Head and rows of the verdicts, as text."""
+    return [VERDICTS] + [[v.claim, v.words, effect(v), v.reason] for v in verdicts]
+
+
+def to_csv(table: Sequence[Row], verdicts: Sequence[Verdict] = ()) -> str:
+    """Every figure in full: per metric its n, mean and interval; a column for each axis and each outcome.
+
+    The last column holds the verdicts on the claims about the arm.
+    """
     axes = list(dict.fromkeys(key for row in table for key in row.axes))
     outcomes = sorted({outcome for row in table for outcome in row.outcomes})
     metrics = list(table[0].metrics) if table else []
@@ -123,6 +173,7 @@ def to_csv(table: Sequence[Row]) -> str:
             *outcomes,
             "core_hours",
             "gpu_hours",
+            *["verdicts"] * bool(verdicts),
         ]
     )
     for row in table:
@@ -137,20 +188,28 @@ def to_csv(table: Sequence[Row]) -> str:
                 *(row.outcomes.get(outcome, 0) for outcome in outcomes),
                 row.core_hours,
                 row.gpu_hours,
+                *["; ".join(f"{v.claim}: {v.words}" for v in verdicts if row.arm in v.arms)] * bool(verdicts),
             ]
         )
     return text.getvalue()
 
 
-def to_markdown(table: Sequence[Row], results: Results) -> str:
-    """A pipe table under the sweep's question, the baselines in italics below the arms."""
+def to_markdown(table: Sequence[Row], results: Results, verdicts: Sequence[Verdict] = ()) -> str:
+    """A pipe table under the sweep's question, the baselines in italics below the arms; then the verdicts."""
     head, *body = [list(map(escaped, line)) for line in cells(table, results)]
     for row, line in zip(table, body, strict=True):
         line[0] = f"*{line[0]}*" if row.baseline else line[0]
     lines = [head, ["---" if name in ("arm", "outcome") else "---:" for name in head], *body]
-    text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    note = " Baselines in italics." if any(row.baseline for row in table) else ""
-    return f"**{escaped(results.question)}**\n\n{text}\n\n{escaped(caption(results))}{note}\n"
+    italics = " Baselines in italics." if any(row.baseline for row in table) else ""
+    parts = [f"**{escaped(results.question)}**", _pipes(lines), escaped(caption(results)) + italics]
+    if verdicts:
+        first, *rest = [list(map(escaped, line)) for line in verdict_lines(verdicts)]
+        parts += [_pipes([first, ["---"] * len(first), *rest]), escaped(note(verdicts))]
+    return "\n\n".join(parts) + "\n"
+
+
+def _pipes(lines: Iterable[Sequence[str]]) -> str:
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def escaped(text: str) -> str:
@@ -162,8 +221,8 @@ def escaped(text: str) -> str:
     return re.sub(r"[\\`*\[\]<>|$&~]|(?<!\w)_|_(?!\w)", r"\\\g<0>", text)
 
 
-def to_latex(table: Sequence[Row], results: Results) -> str:
-    """A booktabs tabular, the baselines under a rule of their own."""
+def to_latex(table: Sequence[Row], results: Results, verdicts: Sequence[Verdict] = ()) -> str:
+    """A booktabs tabular, the baselines under a rule of their own; then one of the verdicts."""
     head, *body = cells(table, results, none="--")
     columns = "".join("l" if name in ("arm", "outcome") else "r" for name in head)
     lines = [_latex_line(head), r"\midrule"]
@@ -171,11 +230,17 @@ def to_latex(table: Sequence[Row], results: Results) -> str:
         if row.baseline and above is not None and not above.baseline:
             lines.append(r"\midrule")
         lines.append(_latex_line(line))
+    text = f"% {results.question}\n% {caption(results)}\n% Needs \\usepackage{{booktabs}}.\n"
+    text += _tabular(columns, lines)
+    if verdicts:
+        top, *below = [_latex_line(line[:-1]) for line in verdict_lines(verdicts)]  # evidence is too wide
+        text += f"\n% {note(verdicts)}\n" + _tabular("llr", [top, r"\midrule", *below])
+    return text
+
+
+def _tabular(columns: str, lines: Sequence[str]) -> str:
     inside = "\n".join([r"\toprule", *lines, r"\bottomrule"])
-    return (
-        f"% {results.question}\n% {caption(results)}\n% Needs \\usepackage{{booktabs}}.\n"
-        f"\\begin{{tabular}}{{{columns}}}\n{inside}\n\\end{{tabular}}\n"
-    )
+    return f"\\begin{{tabular}}{{{columns}}}\n{inside}\n\\end{{tabular}}\n"
 
 
 def _latex_line(line: Sequence[str]) -> str:
@@ -201,11 +266,12 @@ def trials_csv(results: Results) -> str:
     metrics = sorted({key for trial in results.trials for key in trial.metrics})
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    provenance = ["commit", "replayed_on", "dataset_version", "run"]
+    provenance = ["commit", "replayed_on", "dataset_version", *MACHINE, "run"]
     writer.writerow(["trial", "arm", *keys, "seed", "outcome", *provenance, *metrics])
     for t in results.trials:
         own = [word(axes[t.arm][key]) if key in axes[t.arm] else "" for key in keys]
         values = [t.metrics.get(key, "") for key in metrics]
-        where = [t.commit, results.replayed_on(t), t.dataset_version, t.run_id]
+        machine = [getattr(t, name) for name in MACHINE]
+        where = [t.commit, results.replayed_on(t), t.dataset_version, *machine, t.run_id]
         writer.writerow([t.id, t.arm, *own, t.seed, t.outcome, *where, *values])
     return text.getvalue()

@@ -7,10 +7,12 @@ stay the truth: a database that is lost, or a server that was away, is filled ag
 The only module that imports MLflow, and only once a Tracker is made: the import takes seconds.
 """
 
+import contextlib
 import logging
 import os
 import sqlite3
 import sys
+import tempfile
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -20,7 +22,7 @@ from typing import TYPE_CHECKING
 from lmim.command import Parser, exit_code, out_folder
 from lmim.errors import UserError, brief, redacted
 from lmim.files import write_atomic
-from lmim.plan.record import Record, RecordedTrial
+from lmim.plan.record import Record, RecordedTrial, kept
 from lmim.trial.folder import State, TrialFolder
 from lmim.trial.standing import Standing, standing
 
@@ -36,12 +38,15 @@ ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     # MLflow's own defaults hold a caller up for four minutes when the server is gone
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "0",
     "MLFLOW_HTTP_REQUEST_BACKOFF_JITTER": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
 }
+DRIVERS = {"psycopg": "'psycopg[binary]'", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
+"""What to install for a database's module, where that is not the module's own name."""
 METRICS_PER_BATCH = 900  # MLflow takes 1000 metrics, and 1000 of metrics and tags together
 PARAMS_PER_BATCH = 100
 
@@ -91,7 +96,13 @@ def connect(uri: str) -> "MlflowClient":
     try:
         _write_ahead(uri)
         return MlflowClient(uri)
-    except (MlflowException, SQLAlchemyError, OSError, sqlite3.Error) as error:
+    except ImportError as error:
+        package = DRIVERS.get(error.name or "", error.name)
+        raise UserError(
+            f"--tracking-uri {redacted(uri)}: {error.name}, the database's driver, is not installed; "
+            f"pip install {package}"
+        ) from None
+    except (MlflowException, SQLAlchemyError, OSError, ValueError, sqlite3.Error) as error:
         file = Path(uri.removeprefix("sqlite:///"))
         hint = "; move it away, and a new one is filled from the trials' folders" if file.is_file() else ""
         raise UserError(f"--tracking-uri {redacted(uri)}: {brief(error)}{hint}") from None
@@ -104,7 +115,7 @@ class Tracker:
 
     Args:
         uri: MLflow's tracking URI; None is `default_uri(out)`.
-        sweep: what to track; it is written to <out>/<name>/<scale>/plan.json first.
+        sweep: what to track; it is written to <out>/<name>/<place>/plan.json first.
         out: the folder that holds `trials/`.
 
     Raises:
@@ -117,7 +128,8 @@ class Tracker:
     def __init__(self, uri: str | None, sweep: "Sweep | Record", out: Path) -> None:
         self.uri = uri or default_uri(out)
         self.out = out.resolve()
-        self.plan = sweep if isinstance(sweep, Record) else Record.of(sweep)
+        plan = sweep if isinstance(sweep, Record) else Record.of(sweep)
+        self.plan = plan.since(kept(plan.name, self.out))
         self._axes = {arm.name: arm.axes for arm in self.plan.arms}
         self._parent: str | None = None
         self._experiment = ""
@@ -125,15 +137,19 @@ class Tracker:
         self._silent_until = 0.0
         self._warned: set[str] = set()
 
-        file = self.plan.file(self.out)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(file, self.plan.model_dump_json(indent=2) + "\n")
-
+        self.plan.file(self.out).parent.mkdir(parents=True, exist_ok=True)
+        self._keep()
         self._client = connect(self.uri)
         from mlflow.exceptions import MlflowException
         from sqlalchemy.exc import SQLAlchemyError
 
         self._failures = (MlflowException, SQLAlchemyError, OSError)
+
+    def _keep(self) -> str:
+        """Write the plan; its text."""
+        text = self.plan.model_dump_json(indent=2) + "\n"
+        write_atomic(self.plan.file(self.out), text)
+        return text
 
     def feed(self) -> bool:
         """Bring MLflow up to date with the folders; False if it could not be reached."""
@@ -186,12 +202,13 @@ class Tracker:
         parents = [
             run
             for run in self._search("tags.`lmim.sweep` LIKE '%'")
-            if run.data.tags.get("lmim.scale") == plan.scale
+            if run.data.tags.get("lmim.place", run.data.tags.get("lmim.scale")) == plan.place
         ]
         parent = parents[0] if parents else None
         tags = {
             "lmim.sweep": plan.name,
             "lmim.scale": plan.scale,
+            "lmim.place": plan.place,
             "lmim.question": plan.question,
             "lmim.metric": plan.metric,
             "lmim.design": plan.design,
@@ -199,12 +216,11 @@ class Tracker:
         }
         if parent is None:
             parent = self._client.create_run(
-                self._experiment, tags=tags, run_name=f"{plan.name} {plan.scale}"
+                self._experiment, tags=tags, run_name=f"{plan.name} {plan.place}"
             )
         self._log(parent.info.run_id, tags=_changed(parent.data.tags, tags))
-        self._client.log_text(
-            parent.info.run_id, self.plan.file(self.out).read_text(encoding="utf-8"), "plan.json"
-        )
+        self.plan = plan.since(self._recorded(parent.info.run_id))
+        self._client.log_text(parent.info.run_id, self._keep(), "plan.json")
         if self._overall() != "FINISHED" and parent.info.status != "RUNNING":
             self._client.update_run(parent.info.run_id, status="RUNNING")
 
@@ -219,6 +235,15 @@ class Tracker:
             if trial not in planned and run.info.status == "RUNNING":
                 self._client.set_terminated(run.info.run_id, "KILLED")
         self._parent = parent.info.run_id
+
+    def _recorded(self, run: str) -> list[Record]:
+        """The plan that the parent holds: it may know claims of which the folders know no longer."""
+        if not any(file.path == "plan.json" for file in self._client.list_artifacts(run)):
+            return []
+        with tempfile.TemporaryDirectory() as folder, contextlib.suppress(ValueError):
+            text = Path(self._client.download_artifacts(run, "plan.json", folder)).read_bytes()
+            return [Record.model_validate_json(text)]
+        return []
 
     def _find_experiment(self) -> "Experiment":
         experiment = self._client.get_experiment_by_name(self.plan.name)
@@ -393,14 +418,14 @@ def sync(out: Path, uri: str | None = None) -> dict[str, bool]:
     """
     files = sorted(out.glob("*/*/plan.json"))
     if not files:
-        raise UserError(f"{out}: no sweep has been run here (no <name>/<scale>/plan.json); pass its --out")
+        raise UserError(f"{out}: no sweep has been run here (no <name>/<place>/plan.json); pass its --out")
     arrived = {}
     for file in files:
         try:
             plan = Record.model_validate_json(file.read_text(encoding="utf-8"))
         except ValueError as error:
             raise UserError(f"{file}: damaged ({brief(error)}); run the sweep again") from None
-        arrived[f"{plan.name}/{plan.scale}"] = Tracker(uri, plan, out).close()
+        arrived[f"{plan.name}/{plan.place}"] = Tracker(uri, plan, out).close()
     return arrived
 
 
@@ -440,7 +465,8 @@ def _child(run: "Run") -> _Child:
 def _tags(stands: Standing, folder: TrialFolder, trial: RecordedTrial) -> dict[str, str]:
     """What the report must know of a trial besides its metrics."""
     state, replayed = stands.state, folder.replayed()
-    found = {name: getattr(state, name) for name in ("outcome", "commit", "torch", "timm", "device", "host")}
+    lived = "outcome commit python torch timm device host"
+    found = {name: getattr(state, name) for name in lived.split()}
     found |= {"status": stands.status, "error": stands.error, "dataset_version": trial.data_version}
     found["code"] = "; then ".join(sorted(stands.codes))
     if replayed is not None:
@@ -454,9 +480,11 @@ def _changed(old: dict[str, str], new: dict[str, str]) -> dict[str, str]:
 
 def _write_ahead(uri: str) -> None:
     """Let MLflow's UI read while we write; the mode stays with the database file."""
-    file = uri.removeprefix("sqlite:///")
-    if file == uri or not file:
+    if not uri.startswith("sqlite:"):
         return
+    file = uri.removeprefix("sqlite:///")
+    if file in ("", uri):
+        raise ValueError("names no file; expected sqlite:////folder/mlflow.db")
     Path(file).parent.mkdir(parents=True, exist_ok=True)
     connection = sqlite3.connect(file)
     try:

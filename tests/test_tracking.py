@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -131,6 +132,7 @@ def test_what_a_finished_sweep_leaves_in_mlflow(stage: Stage) -> None:
     assert tags == {
         "lmim.sweep": "loss",
         "lmim.scale": "demo",
+        "lmim.place": "demo",
         "lmim.question": "Which loss?",
         "lmim.metric": "knn_top1",
         "lmim.design": "grid",
@@ -269,14 +271,26 @@ def test_steps_trained_again_after_a_kill_give_no_second_row(stage: Stage, drive
     assert stage.points() == [(step, step / 2) for step in range(9)]
 
 
-def test_rows_written_anew_may_end_at_the_old_offset(stage: Stage) -> None:
-    """A resumed trial's rows would be skipped when its new journal lines up with the old one."""
+@pytest.mark.parametrize("killed", [False, True], ids=["whole", "killed"])
+def test_rows_written_anew_may_end_at_the_old_offset(stage: Stage, killed: bool) -> None:
+    """A resumed trial's rows would be skipped when its new journal lines up with the old one.
+
+    Also where the first try to resume was killed when the journal was cut back and nothing else was written.
+    """
     tracker = stage.tracker()
     folder = stage.folders["mse"]
     folder.update(status="running")
     run_steps(folder, *range(6))
     tracker.feed()
     size = folder.journal.stat().st_size
+    if killed:
+        code = (
+            "import os, pathlib\nfrom lmim.trial.folder import TrialFolder\ntruncate = os.truncate\n"
+            "os.truncate = lambda *cut: (truncate(*cut), os.kill(os.getpid(), 9))\n"
+            f"TrialFolder(pathlib.Path({str(folder.root)!r}), {folder.id!r}).rewind(0)\n"
+        )
+        assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGKILL
+        assert 0 < folder.journal.stat().st_size < size
     folder.rewind(0)
     rows = [{"step": step, "time": 1, "metrics": {"a": step}} for step in range(1, 7)]
     lines = [json.dumps(row, separators=(",", ":")) for row in rows]
@@ -439,12 +453,33 @@ def test_sync_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[s
         sync(tmp_path)
 
 
-@pytest.mark.parametrize("uri", ["foo://x", "mlruns", "sqlite:///{out}/garbage.db"])
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "foo://x",
+        "mlruns",
+        "sqlite:///{out}/garbage.db",
+        "sqlite://",
+        "sqlite:///",
+        "http://[bad",
+        "mssql://x",
+    ],
+)
 def test_a_uri_that_mlflow_refuses_is_an_error_at_the_start(stage: Stage, uri: str) -> None:
     """A typo in --tracking-uri would show only after hours of training."""
     (stage.out / "garbage.db").write_text("no database " * 100)
     with pytest.raises(UserError, match="--tracking-uri"):
         Tracker(uri.format(out=stage.out), stage.plan(), stage.out)
+
+
+@pytest.mark.skipif(find_spec("psycopg") is not None, reason="the driver is here")
+def test_a_missing_driver_is_named_with_what_to_install(stage: Stage) -> None:
+    """`--tracking-uri postgresql://...` would be a traceback, with the password in it."""
+    with pytest.raises(
+        UserError, match=r"^[^\n]*psycopg\S*, the database's driver[^\n]*pip install"
+    ) as found:
+        Tracker("postgresql+psycopg://me:secret@h/db", stage.plan(), stage.out)
+    assert "secret" not in str(found.value)
 
 
 def test_a_sweep_becomes_a_plan(tmp_path: Path) -> None:
@@ -470,10 +505,13 @@ def test_a_sweep_becomes_a_plan(tmp_path: Path) -> None:
         "better": "higher",
     }
     assert {"eval/rank_ratio", "train/loss"} <= metrics.keys()
+    assert abs(time.time() - plan.pop("stated").pop("mse > cosine on eval/knn_top1")) < 60
     assert plan == {
         "name": "loss",
         "scale": "demo",
         "settings": {"optim.epochs": "1"},
+        "path": str(file),
+        "classes": 36,
         "question": "q",
         "metric": "knn_top1",
         "design": "grid",
@@ -490,6 +528,34 @@ def test_a_sweep_becomes_a_plan(tmp_path: Path) -> None:
         "code": code_digest(),
         "commit": code_version(),
     }
+
+
+def test_mlflow_remembers_when_claims_were_stated(stage: Stage) -> None:
+    """With the folder of plans gone, a claim stated years ago would pass for one that knew the results."""
+    old = stage.plan().model_copy(update={"stated": {"cosine > mse on eval/knn_top1": 5.0}})
+    Tracker(stage.uri, old, stage.out).feed()
+    old.file(stage.out).unlink()
+    again = old.model_copy(
+        update={
+            "claims": ("mse collapsed", "cosine > mse"),
+            "stated": {"mse collapsed": 9.0, "cosine > mse on eval/knn_top1": 9.0},
+        }
+    )
+    Tracker(stage.uri, again, stage.out).feed()
+    stated = {"mse collapsed": 9.0, "cosine > mse on eval/knn_top1": 5.0}
+    artifact = stage.client.download_artifacts(stage.parent().info.run_id, "plan.json")
+    for file in (Path(artifact), old.file(stage.out)):
+        assert json.loads(file.read_text())["stated"] == stated
+
+
+def test_settings_have_a_parent_of_their_own(stage: Stage) -> None:
+    """Trials of --set would stand under the scale's name, and each call hide the other's."""
+    changed = stage.plan().model_copy(update={"settings": {"optim.epochs": "1", "run.cpus": "2"}})
+    for plan in (stage.plan(), changed, stage.plan(), changed):
+        Tracker(stage.uri, plan, stage.out).close()
+    parents = [run.data.tags for run in stage.runs() if "lmim.sweep" in run.data.tags]
+    assert sorted(tags["lmim.place"] for tags in parents) == ["demo", "demo+optim.epochs=1"]
+    assert [*sync(stage.out, stage.uri)] == ["loss/demo", "loss/demo+optim.epochs=1"]
 
 
 def test_import_is_cheap_and_making_a_tracker_is_quiet(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 from lmim.errors import fail, nearest, show, word
+from lmim.metrics import full_name
 from lmim.plan.located_yaml import scalar
 from lmim.plan.sweep_file import Spec
 
@@ -45,6 +46,18 @@ def parse_claim(text: str) -> Claim:
         raise ValueError("expected A > B, A < B, A collapsed or A not collapsed")
     op = cast(Literal[">", "<", "collapsed", "not collapsed"], match["verdict"] or match["op"])
     return Claim(text, match["left"], op, match["right"], match["metric"])
+
+
+def statement(text: str, metric: str) -> str:
+    """A claim with its metric, which is the sweep's where it names none: what makes it this claim.
+
+    >>> statement("a  > b", "knn_top1"), statement("a > b on rank", "knn_top1"), statement("a collapsed", "x")
+    ('a > b on eval/knn_top1', 'a > b on eval/rank', 'a collapsed')
+    """
+    claim, words = parse_claim(text), " ".join(text.split())
+    if claim.right is None:
+        return words
+    return f"{words.removesuffix(f' on {claim.metric}')} on {full_name(claim.metric or metric)}"
 
 
 def sayable(name: str) -> bool:

@@ -1,13 +1,44 @@
-"""What a sweep set out to do, as it is kept: <out>/<name>/<scale>/plan.json, and the same in MLflow."""
+"""What a sweep set out to do, as it is kept: <out>/<name>/<place>/plan.json, and the same in MLflow."""
 
+import contextlib
+import hashlib
+import re
+import time
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from lmim.errors import fail
 from lmim.metrics import Metric, known
+from lmim.plan import facts
 from lmim.plan.ablation import Arm, Sweep
+from lmim.plan.claims import statement
 from lmim.trial.code import code_digest, code_version
 from lmim.trial.evaluation import Evaluation
+
+LONGEST = 80
+"""Characters of a place: a folder's name, and a tag's value."""
+
+
+def place(scale: str, settings: Mapping[str, str]) -> str:
+    """Where a sweep's results stand: its scale, and what --set changed of the results.
+
+    How a trial runs and where its data lie change none. What would be long, or no name of a folder, is cut
+    and told apart by a digest.
+
+    >>> place("demo", {}), place("demo", {"run.cpus": "2", "optim.epochs": "1"})
+    ('demo', 'demo+optim.epochs=1')
+    >>> place("demo", {"loss": "../mine.py:l1"})
+    'demo+loss=..-mine.py-l1-f403f3d2'
+    """
+    changed = {key: value for key, value in settings.items() if key.partition(".")[0] != "run"}
+    changed.pop("data.path", None)
+    whole = "+".join([scale, *(f"{key}={value}" for key, value in sorted(changed.items()))])
+    name = re.sub(r"[^A-Za-z0-9_.=+-]", "-", whole)
+    if name == whole and len(name) <= LONGEST:
+        return name
+    return f"{name[: LONGEST - 9]}-{hashlib.sha256(whole.encode()).hexdigest()[:8]}"
 
 
 class RecordedTrial(BaseModel):
@@ -30,16 +61,27 @@ class Record(BaseModel):
     scale: str
     settings: dict[str, str] = {}
     """What --set laid over every arm: such results must not pass for the scale's own."""
+    path: str = ""
+    """The sweep file; empty in an older record."""
     question: str
     metric: str
     design: str
     seeds: tuple[int, ...]
     claims: tuple[str, ...]
+    stated: dict[str, float] = {}
+    """When each claim was first stated, in Unix seconds, whether it is made still or not.
+
+    The key is the claim's words with its metric (`statement`): one that is reworded, or means another metric
+    because the sweep's has changed, is another claim. An older record does not tell the time of its claims;
+    they stay without one, and pass for stated in time, as nothing shows the contrary.
+    """
     arms: tuple[Arm, ...]
     trials: tuple[RecordedTrial, ...]
     evaluations: tuple[Evaluation, ...] = ()
     metrics: dict[str, Metric] = {}
     """How each metric is called, in what it is measured, and which way is better."""
+    classes: int = 0
+    """Of the data; 0 where they cannot be opened, or those of the arms differ in it."""
     code: str = ""
     """The code that results are compared with, by `code_digest`."""
     commit: str = ""
@@ -51,11 +93,13 @@ class Record(BaseModel):
             name=sweep.name,
             scale=sweep.scale,
             settings=sweep.settings,
+            path=str(sweep.path.resolve()),
             question=sweep.question,
             metric=sweep.metric,
             design=sweep.design,
             seeds=tuple(sweep.seeds),
             claims=tuple(claim.text for claim in sweep.claims),
+            stated={statement(claim.text, sweep.metric): time.time() for claim in sweep.claims},
             arms=sweep.arms,
             trials=tuple(
                 RecordedTrial(id=t.id, arm=t.arm, seed=t.seed, data_version=t.config.data.version or "")
@@ -63,10 +107,63 @@ class Record(BaseModel):
             ),
             evaluations=sweep.evaluations,
             metrics=known(sweep.evaluations),
+            classes=_classes(sweep),
             code=code_digest(),
             commit=code_version(),
         )
 
+    @property
+    def place(self) -> str:
+        """The folder under the sweep's name, and the tag of its parent run in MLflow."""
+        return place(self.scale, self.settings)
+
     def file(self, out: Path) -> Path:
         """Where the plan is kept."""
-        return out / self.name / self.scale / "plan.json"
+        return out / self.name / self.place / "plan.json"
+
+    def since(self, earlier: Iterable["Record"]) -> "Record":
+        """This record, each claim with the earliest time at which any of them says that it was stated."""
+        records = [self, *earlier]
+        first: dict[str, float] = {}
+        for record in records:
+            first |= {key: min(at, first.get(key, at)) for key, at in record.stated.items()}
+        said = [(record, statement(text, record.metric)) for record in records for text in record.claims]
+        unknown = {key for record, key in said if key not in record.stated}
+        stated = {key: at for key, at in first.items() if key not in unknown}
+        return self.model_copy(update={"stated": stated})
+
+
+def kept(name: str, out: Path) -> list[Record]:
+    """The records of a sweep, at every scale and with all settings; one that is damaged is no record."""
+    found = []
+    for file in sorted((out / name).glob("*/plan.json")):
+        with contextlib.suppress(ValueError):
+            found.append(Record.model_validate_json(file.read_bytes()))
+    return found
+
+
+def check_file(sweep: Sweep, out: Path) -> None:
+    """Whether the results under the sweep's name are this file's.
+
+    A file that was moved, copied as it is, or given another name since, has left its name to this one.
+
+    Raises:
+        UserError: they are another file's, which is still there.
+    """
+    text = sweep.path.read_text(encoding="utf-8")
+    for other in {Path(record.path) for record in kept(sweep.name, out) if record.path}:
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            written = other.read_text(encoding="utf-8")
+            named = re.search(rf"^name:\s*[\"']?{re.escape(sweep.name)}\b(?!-)", written, re.MULTILINE)
+            if named and written != text and not other.samefile(sweep.path):
+                fail(
+                    sweep.spec.sheet.where("name"),
+                    f"name: {out / sweep.name} holds the results of {other}, which is named {sweep.name} "
+                    "too: give one of them another name, or this one another --out",
+                )
+
+
+def _classes(sweep: Sweep) -> int:
+    found = [facts.data_of(config) for config in {t.config.arm: t.config for t in sweep.planned}.values()]
+    counts = {data.classes for data in found if not data.error}
+    return counts.pop() if len(counts) == 1 and not any(data.error for data in found) else 0

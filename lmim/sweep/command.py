@@ -26,7 +26,7 @@ from rich.console import Console
 
 from lmim.command import Parser, exit_code, out_folder
 from lmim.errors import UserError, redacted
-from lmim.plan import ablation
+from lmim.plan import ablation, record
 from lmim.sweep.executors import Job, Stop, local_resources, on_ray, serial
 from lmim.sweep.screen import show_plan, summary, watch
 from lmim.sweep.standing import Plan
@@ -41,9 +41,10 @@ def conclude(plan: Plan, out: Path, uri: str, console: Console, as_json: bool) -
     """The result table, the verdict on each claim, and where to read on."""
     from lmim.analysis import report
 
-    built = report.build(plan.sweep.name, plan.sweep.scale, out, uri)
+    where = record.place(plan.sweep.scale, plan.sweep.settings)
+    built = report.build(plan.sweep.name, where, out, uri)
     if as_json:
-        print(json.dumps(plan.rows()))
+        print(json.dumps({"trials": plan.rows(), "verdicts": report.verdicts(built)}))
     report.show(built, console)
     place = shlex.quote(redacted(uri))
     console.print(f"MLflow: mlflow ui --backend-store-uri {place}", soft_wrap=True, highlight=False)
@@ -64,7 +65,11 @@ def parser() -> argparse.ArgumentParser:
     parse.add_argument("--seeds", type=_seeds, help="run these, in the file or not, e.g. 0,1,2")
     parse.add_argument("--only", metavar="ARM", action="append", help="run this arm alone; may be repeated")
     parse.add_argument("--dry-run", action="store_true", help="print the plan and its cost; run nothing")
-    parse.add_argument("--json", action="store_true", help="print the trials as a JSON array")
+    parse.add_argument(
+        "--json",
+        action="store_true",
+        help="print the trials as a JSON array; of a run, in an object with the verdicts",
+    )
     parse.add_argument("--out", type=out_folder, default=Path("results"))
     parse.add_argument("--tracking-uri", help="MLflow (default: sqlite in --out)")
     where = parse.add_mutually_exclusive_group()
@@ -107,6 +112,7 @@ def command(args: argparse.Namespace, words: Sequence[str]) -> int:
         yes=args.yes,
     )
     out: Path = args.out.resolve()
+    record.check_file(sweep, out)
     root = out / "trials"
     plan = Plan.read(sweep, root).settled()
     # stdout carries nothing but JSON when JSON was asked for

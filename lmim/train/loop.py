@@ -362,6 +362,7 @@ def _train(run: Run, folder: TrialFolder, resumed: bool, report: Report, stop: S
         started=old.started or time.time(),
         device=device_name(run.device),
         host=platform.node(),
+        python=platform.python_version(),
         pid=os.getpid(),
         steps=run.steps,
         epochs=config.optim.epochs,

@@ -94,13 +94,14 @@ class State(BaseModel):
     code: str | None = None
     """What trained it, by `code_digest`; several where it went on with other code."""
     commit: str | None = None
+    python: str | None = None
     torch: str | None = None
     timm: str | None = None
     device: str | None = None
     host: str | None = None
     pid: int | None = None
     rewinds: int = 0
-    """How often the journal was cut back; a reader that sees it change starts over."""
+    """How often the journal was cut back, or might have been; a reader that sees it change starts over."""
     metrics: dict[str, float] = Field(default_factory=dict)
     """The newest of each that the journal has."""
 
@@ -346,10 +347,10 @@ class TrialFolder:
         if keep < len(rows):
             lines = self.journal.read_bytes()[:end].splitlines(keepends=True)
             end = sum(len(line) for line in lines[:keep])
-        if end == self.journal.stat().st_size:
-            return
         # Steps never decrease, so what goes is the end of the file, and one system call drops it.
         os.truncate(self.journal, end)
+        # Also where nothing was left to drop: a kill may have come between these two, and nothing is
+        # appended before a reader can see that its place in the file is no longer its place.
         self.update(rewinds=self.state().rewinds + 1)
 
 

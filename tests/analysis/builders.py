@@ -10,6 +10,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, RunTag
 
 from lmim.analysis import results
+from lmim.plan.record import place
 
 ARMS = ("mse", "cosine", "patch_discrimination")
 BASELINES = ("random_encoder", "raw_pixels")
@@ -69,15 +70,16 @@ def runs_of(plan: Mapping[str, Any]) -> list[results.Trial]:
                 code="c0de",
                 commit="abc1234",
                 dataset_version="v1",
+                python="3.11.9",
+                torch="2.15.0",
+                timm="1.0.31",
+                device="EPYC AVX512",
+                host="node7",
                 metrics=metrics,
                 params={"run.cpus": "2"},
             )
         )
     return found
-
-
-PLAN = plan_of({arm: {"loss": arm} for arm in ARMS})
-RUNS = runs_of(PLAN)
 
 
 PLAN = plan_of({arm: {"loss": arm} for arm in ARMS})
@@ -90,11 +92,13 @@ def fill(out: Path, plan: Mapping[str, Any], runs: list[results.Trial], **tags: 
     client = MlflowClient(uri)
     there = client.get_experiment_by_name("loss")
     where = there.experiment_id if there else client.create_experiment("loss", str(out / "artifacts"))
+    tags = {"place": place(plan["scale"], plan.get("settings", {}))} | tags
     tags |= {key: plan[key] for key in ("scale", "question", "metric", "design")} | {"sweep": "loss"}
     parent = client.create_run(where, tags={f"lmim.{key}": tag for key, tag in tags.items()}).info.run_id
     client.log_dict(parent, dict(plan), "plan.json")
     for trial in runs:
         words = "arm seed code commit replayed differs dataset_version outcome status"
+        words += " python torch timm device host"
         own = {f"lmim.{word}": str(getattr(trial, word)) for word in words.split()}
         own |= {"mlflow.parentRunId": parent, "lmim.trial_id": trial.id}
         run = client.create_run(where, tags=own).info.run_id

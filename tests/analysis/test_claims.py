@@ -21,6 +21,32 @@ def test_paired_claim_equals_ttest_rel() -> None:
     assert verdict.effect.p == pytest.approx(test.pvalue)
 
 
+def test_a_claim_made_after_results_is_marked() -> None:
+    """What was seen before it was claimed must not pass for a prediction, whichever sweep had trained it."""
+    ends = {"mse": 20_000, "cosine": 30_000, "patch_discrimination": 40_000}
+    runs = [replace(run, ended=ends.get(run.arm, 90_000) + run.seed) for run in RUNS]
+    stated = {
+        "patch_discrimination > mse on eval/knn_top1": 19.0,
+        "mse > patch_discrimination on eval/knn_top1": 21.0,
+        "mse > cosine on eval/knn_top1": 20.0,
+    }
+    found = results.assemble(PLAN | {"stated": stated}, runs)
+    verdicts = {verdict.claim: verdict for verdict in claims.judge(found)}
+    assert [claim for claim, verdict in verdicts.items() if verdict.late] == ["mse > patch_discrimination"]
+    late = verdicts["mse > patch_discrimination"]
+    assert late.words == "contradicted, post hoc"
+    assert late.reason.startswith("stated after the first results of its arms were in; 3 pairs")
+    assert set(late.arms) == {"mse", "patch_discrimination"}
+    assert verdicts["mse collapsed"].words == "supported", "of an older record nobody knows"
+
+    # what is excluded was a result nonetheless; one that failed was none
+    runs = [replace(run, code="01d") if run.seed == 0 else replace(run, ended=99_000) for run in runs]
+    (late,) = (v for v in claims.judge(results.assemble(PLAN | {"stated": stated}, runs)) if v.late)
+    assert late.claim == "mse > patch_discrimination"
+    runs = [replace(run, status="failed") if run.seed == 0 else run for run in runs]
+    assert not any(v.late for v in claims.judge(results.assemble(PLAN | {"stated": stated}, runs)))
+
+
 @pytest.mark.parametrize(
     ("claim", "expected"),
     [

@@ -51,9 +51,14 @@ def test_outputs(sweep: tuple[Path, report.Report]) -> None:
     assert cosine.n == 1
     assert {e.reason.partition(",")[0] for e in built.found.excluded} == {"other code (def5678)", "failed"}
     facts = json.loads((built.path / "report.json").read_text(encoding="utf-8"))
-    assert "13 trials count (1 of other code, replayed on abc1234), 2 do not" in facts["summary"]
+    assert "13 trials in the figures (1 of other code, replayed on abc1234), 2 not;" in facts["summary"]
     assert [v["verdict"] for v in facts["verdicts"]] == [v.verdict for v in built.verdicts]
     assert facts["verdicts"][0]["mean"] == built.verdicts[0].effect.mean
+    said = json.loads((built.path / "verdicts.json").read_text(encoding="utf-8"))
+    assert [(v["claim"], v["verdict"]) for v in said] == [(v.claim, v.verdict) for v in built.verdicts]
+    assert said[0]["p"] == built.verdicts[0].effect.p
+    for name in ("table.md", "table.csv", "table.tex"):
+        assert "contradicted" in (built.path / name).read_text(encoding="utf-8"), name
 
 
 def test_notebook_ran_and_html_stands_alone(sweep: tuple[Path, report.Report]) -> None:
@@ -71,6 +76,8 @@ def test_notebook_ran_and_html_stands_alone(sweep: tuple[Path, report.Report]) -
         "abc1234",
         "v1",
         "patch_discrimination-2",
+        "2.15.0",
+        "EPYC AVX512",
     ):
         assert text in page
     assert page.count("data:image/png;base64,") == 2
@@ -94,6 +101,19 @@ def test_names_are_shown_as_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert "<script>x" not in page
     assert "<em>$x" not in page
     assert page.count("&lt;script&gt;x&lt;/script&gt;*$x_$") >= 7
+
+
+def test_settings_have_a_report_of_their_own(sweep: tuple[Path, report.Report]) -> None:
+    """Else a quick look with --set overwrites the report that took a day."""
+    out, built = sweep
+    plan = plan_of({"mse": {"loss": "mse"}}, seeds=2, settings={"optim.epochs": "1"})
+    fill(out, plan, runs_of(plan), updated="9999999999")
+    uri = f"sqlite:///{out / 'mlflow.db'}"
+    assert results.read("loss", None, uri).place == "demo+optim.epochs=1", "it ran last"
+    assert results.read("loss", "demo", uri) == built.found
+    assert report.build("loss", "demo+optim.epochs=1", out).path == out / "loss" / "demo+optim.epochs=1"
+    with pytest.raises(UserError, match=r"no runs at scale demo\+optim.epochs=2; did you mean demo\+optim"):
+        results.read("loss", "demo+optim.epochs=2", uri)
 
 
 def test_second_build_changes_nothing(sweep: tuple[Path, report.Report]) -> None:

@@ -35,9 +35,10 @@ def test_order_of_trials_does_not_matter(runs: list[results.Trial], trials: list
 
 def test_markdown_is_the_golden_one() -> None:
     """The README's table is this output: a change in it is to be seen."""
-    found = results.assemble(PLAN, RUNS)
+    found = results.assemble(PLAN | {"classes": 36, "stated": {"mse collapsed": 1.0}}, RUNS)
+    found = replace(found, first={"mse": 0.5})
     golden = Path(__file__).with_name("table.md").read_text(encoding="utf-8")
-    assert table.to_markdown(table.rows(found), found) == golden
+    assert table.to_markdown(table.rows(found), found, claims.judge(found)) == golden
 
 
 def test_markdown_shows_names_as_they_are() -> None:
@@ -52,10 +53,11 @@ def test_markdown_shows_names_as_they_are() -> None:
 def test_latex_escapes_and_rules() -> None:
     """An underscore or per cent sign in a name would stop LaTeX."""
     found = results.assemble(PLAN, RUNS)
-    text = table.to_latex(table.rows(found), found)
+    text = table.to_latex(table.rows(found), found, claims.judge(found))
     assert r"patch\_discrimination & 3 & $14.53 \pm 1.25$" in text
     assert r"k-NN top-1 (\%)" in text
-    assert text.count(r"\midrule") == 2
+    assert text.count(r"\midrule") == 3
+    assert r"patch\_discrimination \textgreater{} mse & supported & +7.43 [+7.15, +7.72] \\" in text
 
 
 def test_what_ran_on_a_gpu_is_priced_in_gpu_hours() -> None:
@@ -71,6 +73,21 @@ def test_what_ran_on_a_gpu_is_priced_in_gpu_hours() -> None:
     assert table.to_csv(rows).splitlines()[0].endswith("core_hours,gpu_hours")
     columns = table.to_markdown(rows, found).splitlines()[3]
     assert columns.endswith("| --- | ---: | ---: |"), columns
+
+
+def test_chance_is_said_of_accuracies_alone() -> None:
+    """A reader must see how far above guessing an arm is; of a rank, guessing is nothing."""
+    found = results.assemble(PLAN | {"classes": 36}, RUNS)
+    assert found.chance("eval/knn_top1") == 100 / 36
+    assert found.chance("eval/rank_ratio") is None
+    assert results.assemble(PLAN, RUNS).chance("eval/knn_top1") is None
+    assert "Chance is 2.8 % top-1, with 36 classes." in table.caption(found)
+
+
+def test_core_hours_are_those_that_were_journalled() -> None:
+    """Else a trial that went on with other cores is priced as if it had had them all along."""
+    runs = [replace(run, metrics={**run.metrics, "system/core_seconds": 50.0}) for run in RUNS]
+    assert table.rows(results.assemble(PLAN, runs))[0].core_hours == 3 * 50.0 / 3600
 
 
 def test_columns_are_headed_by_what_the_plan_says() -> None:
@@ -91,3 +108,15 @@ def test_trials_say_on_which_commit_they_were_replayed() -> None:
     found = results.assemble(PLAN, [old, *RUNS[1:]])
     lines = list(csv.DictReader(io.StringIO(table.trials_csv(found))))
     assert [(t["commit"], t["replayed_on"]) for t in lines[:2]] == [("def5678", "abc1234"), ("abc1234", "")]
+    machine = [lines[0][name] for name in ("python", "torch", "timm", "device", "host")]
+    assert machine == ["3.11.9", "2.15.0", "1.0.31", "EPYC AVX512", "node7"]
+
+
+def test_csv_says_what_became_of_the_claims_about_an_arm() -> None:
+    """Else who reads the table alone knows no verdict."""
+    found = results.assemble(PLAN, RUNS)
+    lines = csv.DictReader(io.StringIO(table.to_csv(table.rows(found), claims.judge(found))))
+    said = {line["arm"]: line["verdicts"] for line in lines}
+    assert said["cosine"] == "mse > cosine: undecided"
+    assert said["raw_pixels"] == ""
+    assert len(said["mse"].split("; ")) == 4

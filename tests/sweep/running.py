@@ -38,6 +38,12 @@ def arguments(file: Path, *more: str, epochs: int = 1) -> list[str]:
     return [str(file), "--out", str(file.parent / "out"), *sets, *more]
 
 
+def reported(file: Path) -> Path:
+    """Where the report of `arguments` lies."""
+    (folder,) = (file.parent / "out" / file.stem).iterdir()
+    return folder
+
+
 def start(words: list[str]) -> subprocess.Popen[str]:
     """The command in a process of its own."""
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}

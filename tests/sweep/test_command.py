@@ -22,7 +22,18 @@ from lmim.sweep.executors import Job
 from lmim.sweep.standing import Plan
 from lmim.trial.code import code_digest
 from lmim.trial.folder import TrialFolder
-from tests.sweep.running import TINY, alive, arguments, at_step, eventually, folders, run, start, write
+from tests.sweep.running import (
+    TINY,
+    alive,
+    arguments,
+    at_step,
+    eventually,
+    folders,
+    reported,
+    run,
+    start,
+    write,
+)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +49,7 @@ def test_a_ray_sweep_runs_every_trial_and_reports(swept: tuple[Path, str]) -> No
     assert [folder.state().status for folder in folders(file)] == ["done"] * 4, printed
     database = file.parent / "out" / "mlflow.db"
     assert f"mlflow ui --backend-store-uri sqlite:///{database}" in printed
-    assert (file.parent / "out" / "tiny" / "demo" / "report.html").is_file()
+    assert (reported(file) / "report.html").is_file()
     client = MlflowClient(f"sqlite:///{database}")
     experiment = client.get_experiment_by_name("tiny")
     assert experiment is not None
@@ -88,7 +99,7 @@ def test_the_plan_as_json(swept: tuple[Path, str], capsys: pytest.CaptureFixture
     file, _ = swept
     assert command.main(arguments(file, "--dry-run", "--json", "--seeds", "0,7")) == 0
     rows = json.loads(capsys.readouterr().out)
-    assert [set(row) for row in rows] == [{"id", "arm", "seed", "config", "status"}] * 4
+    assert [set(row) for row in rows] == [{"id", "arm", "seed", "config", "status", "metrics"}] * 4
     assert {(row["arm"], row["seed"]): row["status"] for row in rows} == {
         ("mse", 0): "done",
         ("cosine", 0): "done",
@@ -96,6 +107,33 @@ def test_the_plan_as_json(swept: tuple[Path, str], capsys: pytest.CaptureFixture
         ("cosine", 7): "new",
     }
     assert all(Config.read(row["config"]).identity == row["id"] for row in rows)
+
+
+def test_the_results_as_json(swept: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Otherwise a script must open the report's files to know what came out."""
+    file, _ = swept
+    text = file.read_text()
+    file.write_text(f"{text}claims: [mse > cosine]\n")
+    assert command.main(arguments(file, "--json")) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [0 < row["metrics"]["eval/knn_top1"] <= 100 for row in found["trials"]] == [True] * 4
+    (verdict,) = found["verdicts"]
+    assert (verdict["claim"], verdict["n"], verdict["post_hoc"]) == ("mse > cosine", 2, True)
+    file.write_text(text)
+
+
+def test_a_file_of_the_same_name_is_refused(
+    swept: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Otherwise it overwrites the other's report, and its trials stand among the other's in MLflow."""
+    file, _ = swept
+    other = write(tmp_path, arms="[mse]")
+    words = arguments(other, "--out", str(file.parent / "out"))
+    for more in (["--dry-run"], ["--serial"]):
+        assert command.main([*words, *more]) == 2
+        error = capsys.readouterr().err
+        assert f"{other}:1: name: " in error
+        assert f"holds the results of {file}, which is named tiny too" in error
 
 
 def test_a_dry_run_estimates_the_cost(swept: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -130,7 +168,7 @@ def test_a_protocol_that_is_added_trains_nothing(
     assert "4 to judge" in printed
     run(arguments(file, "--serial"))
     assert {folder.id: untouched(folder) for folder in folders(file)} == before
-    with (file.parent / "out" / "tiny" / "demo" / "table.csv").open() as table:
+    with (reported(file) / "table.csv").open() as table:
         rows = list(csv.DictReader(table))
     figures = {row["arm"]: float(row["eval/knn_top1.k3"]) for row in rows}
     assert figures.keys() == {"mse", "cosine"}
