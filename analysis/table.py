@@ -134,7 +134,8 @@ def effect(verdict: Verdict) -> str:
 
 NOTE = (
     f"Difference: in the claim's direction, mean [95 % t-interval]; for collapse, how far the largest "
-    f"of rank ratio, spread ratio and gain in 1-NN accuracy is from {COLLAPSED}. Intervals are not corrected for the number of claims."
+    f"of rank ratio, spread ratio and gain in 1-NN accuracy is from {COLLAPSED}. "
+    "Intervals are not corrected for the number of claims."
 )
 POST_HOC = " Post hoc: stated after the first results of its arms were in."
 

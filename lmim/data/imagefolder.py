@@ -4,6 +4,7 @@ A folder with neither train/ nor val/ is taken for one of <class>/<image>, and a
 out for the test: always the same images, whatever else is in the folder's path.
 """
 
+import contextlib
 import hashlib
 import json
 import math
@@ -26,8 +27,10 @@ from torch import Tensor
 from lmim.config import Data
 from lmim.data.augment import WHOLE, central_boxes
 from lmim.data.cache import cached_arrays, noted
+from lmim.data.reading import num_threads
 from lmim.data.splits import Dataset, hold_out, root_of
 from lmim.errors import UserError
+from lmim.files import cache_root, write_atomic
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"})
@@ -49,7 +52,7 @@ def imagefolder(data: Data) -> Dataset:
     Raises:
         UserError: a folder is missing, or too many of its images cannot be read.
     """
-    whole, test, classes, version, skipped = open_folders(root_of(data))
+    whole, test, classes, version, skipped = open_folders(root_of(data), planned=data.version is not None)
     train, val, version = hold_out(whole, version)
     stats = IMAGENET_MEAN, IMAGENET_STD
     return Dataset(data.name, version, 3, len(classes), *stats, True, train, val, test, skipped=skipped)
@@ -77,7 +80,7 @@ class FolderSplit:
         """
         if boxes is None:
             boxes = central_boxes(self.aspect[indices], EVALUATED)
-        with ThreadPoolExecutor(_threads()) as pool:
+        with ThreadPoolExecutor(num_threads()) as pool:
             cut = list(pool.map(self._cut, indices.tolist(), [side] * len(indices), boxes.tolist()))
         images = torch.from_numpy(np.stack(cut)).permute(0, 3, 1, 2).contiguous()
         return images, WHOLE.repeat(len(indices), 1)
@@ -98,11 +101,14 @@ class FolderSplit:
             raise UserError(f"{path}: cannot be read any more ({error}): restore the file") from error
 
 
-def open_folders(root: Path) -> tuple[FolderSplit, FolderSplit, list[str], str, tuple[str, ...]]:
+def open_folders(
+    root: Path, planned: bool = False
+) -> tuple[FolderSplit, FolderSplit, list[str], str, tuple[str, ...]]:
     """Training and test images, the classes' names, a version, and the names of what cannot be read.
 
     The version is over every file's class, name and content. Every file is read once, when the folder is
-    first seen; what was found is cached until a file changes.
+    first seen; what was found is cached until a file changes. A trial whose data were `planned` asks only the
+    folders whether files came or went: to ask ImageNet's 1.3 million files takes each process minutes.
     """
     whole = not any((root / split).is_dir() for split in ("train", "val"))
     splits = ("",) if whole else ("train", "val")
@@ -113,16 +119,9 @@ def open_folders(root: Path) -> tuple[FolderSplit, FolderSplit, list[str], str, 
         raise UserError(
             f"{root / 'val'}: class {strangers[0]} has no folder in {root / 'train'}: add or remove it"
         )
-    listing = [
-        (split, entry.name, file.name, file.stat().st_size, file.stat().st_mtime_ns)
-        for split in splits
-        for entry in _folders(root / split)
-        for file in _images(entry.path)
-    ]
-    # path, sizes and times tell whether to look again; they are no part of the version
-    seen = _digest([str(root.resolve()), classes, *listing])
-    names = [f"{split}/{name}/{file}".lstrip("/") for split, name, file, _, _ in listing]
-    found = cached_arrays(f"images-{seen}", lambda: _look_at_all(root, classes, names))
+    found = _seen(root, splits, classes, planned)
+    text = found["names"].tobytes().decode("utf-8", "surrogateescape")
+    names = text.split("\0") if text else []
     aspects, version = found["aspect"], str(found["version"])
     readable = {name: aspect for name, aspect in zip(names, aspects.tolist(), strict=True) if aspect}
     skipped = tuple(name for name in names if name not in readable)
@@ -138,6 +137,29 @@ def open_folders(root: Path) -> tuple[FolderSplit, FolderSplit, list[str], str, 
         labels = torch.tensor([label[name.split("/")[-2]] for name in kept])
         parts.append(FolderSplit(root, kept, labels, torch.tensor([readable[name] for name in kept])))
     return parts[0], parts[1], classes, _digest([version, HELD_OUT]) if whole else version, skipped
+
+
+def _seen(
+    root: Path, splits: Sequence[str], classes: Sequence[str], planned: bool
+) -> dict[str, NDArray[Any]]:
+    """What was seen of every image: their names, zero bytes between, and what `_look_at_all` says."""
+    folders = [(split, entry) for split in splits for entry in _folders(root / split)]
+    # path, sizes and times tell whether to look again; they are no part of the version
+    times = [(split, entry.name, entry.stat().st_mtime_ns) for split, entry in folders]
+    index = cache_root() / f"folders-{_digest([str(root.resolve()), *times])}"
+    if planned and index.is_file() and (known := cache_root() / index.read_text()).is_dir():
+        return cached_arrays(known.name, dict)
+    listing = [
+        (split, entry.name, file.name, file.stat().st_size, file.stat().st_mtime_ns)
+        for split, entry in folders
+        for file in _images(entry.path)
+    ]
+    names = [f"{split}/{name}/{file}".lstrip("/") for split, name, file, _, _ in listing]
+    cached = f"images-{_digest(['names', str(root.resolve()), classes, *listing])}"
+    found = cached_arrays(cached, lambda: _look_at_all(root, classes, names))
+    with contextlib.suppress(OSError):  # without it the next trial asks every file
+        write_atomic(index, cached)
+    return found
 
 
 def _held_out(names: Iterable[str]) -> set[str]:
@@ -161,7 +183,7 @@ def _judge(root: Path, names: Sequence[str], corrupt: Sequence[str]) -> None:
 
 def _look_at_all(root: Path, classes: Sequence[str], names: Sequence[str]) -> dict[str, NDArray[Any]]:
     """The width over the height of every image, 0 where it cannot be read, and the folder's version."""
-    with ThreadPoolExecutor(_threads()) as pool:
+    with ThreadPoolExecutor(num_threads()) as pool:
         # a part at a time: a queue of a million futures would weigh more than the images
         parts = (names[start : start + 4096] for start in range(0, len(names), 4096))
         looks = chain.from_iterable(pool.map(lambda name: _look(root / name), part) for part in parts)
@@ -169,7 +191,8 @@ def _look_at_all(root: Path, classes: Sequence[str], names: Sequence[str]) -> di
     # what one Pillow cannot read another may: two machines with other images left have two versions
     rows = [(name, content, aspect > 0) for name, (aspect, content) in zip(names, found, strict=True)]
     aspects = np.array([aspect for aspect, _ in found], np.float32)
-    return {"aspect": aspects, "version": np.array(_digest([classes, *rows]))}
+    listed = np.frombuffer("\0".join(names).encode("utf-8", "surrogateescape"), np.uint8)
+    return {"names": listed, "aspect": aspects, "version": np.array(_digest([classes, *rows]))}
 
 
 def _look(path: Path) -> tuple[float, str]:
@@ -215,8 +238,3 @@ def _images(folder: str) -> list[os.DirEntry[str]]:
 
 def _digest(rows: Sequence[object]) -> str:
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:12]
-
-
-def _threads() -> int:
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(16, usable)

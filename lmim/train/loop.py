@@ -29,6 +29,7 @@ from lmim import objectives
 from lmim.config import Config
 from lmim.data import Dataset, open_dataset
 from lmim.data.augment import crop, normalise
+from lmim.data.reading import set_num_threads
 from lmim.errors import UserError
 from lmim.evaluate import judge
 from lmim.evaluate.collapse import diagnostics
@@ -307,6 +308,12 @@ class Journal:
         return self.state
 
 
+def _use_cores(config: Config) -> None:
+    """Take no more of the machine than the trial was given."""
+    torch.set_num_threads(config.run.threads)
+    set_num_threads(config.run.cpus)
+
+
 def ignore(step: int, metrics: dict[str, float]) -> None:
     """The report of a trial that nobody listens to."""
 
@@ -334,7 +341,7 @@ def train(
             return state
         begun = time.monotonic()
         device = choose_device(config)
-        torch.set_num_threads(config.run.threads)
+        _use_cores(config)
         run = Run(config, open_planned(config), device)
         resumed = run.restore(folder.checkpoint)
         if state.status != "done":
@@ -485,7 +492,7 @@ def _steps(run: Run, stop: Stop, note: Callable[..., None], save: Callable[[], N
 
 def _replica(team: processes.Team, rank: int, config: Config, folder: TrialFolder, resumed: bool) -> None:
     """What the other processes of a trial do: the same steps, with their part of each batch."""
-    torch.set_num_threads(config.run.threads)
+    _use_cores(config)
     device = choose_device(config)
     if device.type == "cuda":
         torch.cuda.set_device(rank)

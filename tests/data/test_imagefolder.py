@@ -2,18 +2,21 @@
 
 import os
 import shutil
+import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import center_crop, resize, resized_crop
 
 from lmim.config import Data
-from lmim.data import imagefolder, open_dataset
+from lmim.data import imagefolder, open_dataset, reading
 from lmim.data.splits import Subset
 from lmim.errors import UserError
 
@@ -286,6 +289,54 @@ def test_imagefolder_looks_again_when_a_file_changes(tmp_path: Path) -> None:
     spoilt.write_bytes(bytes(spoilt.stat().st_size))  # the size alone would not tell
     with pytest.warns(UserWarning, match="2 of 48"):
         open_dataset(Data(name="imagefolder", path=str(tmp_path / "a")))
+
+
+def test_a_trial_asks_the_folders_and_not_every_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every process of every trial would ask after 1.3 million files, for minutes, before its first step."""
+    monkeypatch.setenv("LMIM_CACHE", str(tmp_path / "cache"))
+    write_images(tmp_path / "a")
+    data = Data(name="imagefolder", path=str(tmp_path / "a"))
+    planned = open_dataset(data)
+    file = tmp_path / "a" / "train" / "dark" / "2.jpg"
+    trial = data.model_copy(update={"version": planned.version})
+
+    def looked(*_: object) -> None:
+        raise RuntimeError("looked at every file")
+
+    monkeypatch.setattr(imagefolder, "_look_at_all", looked)
+    os.utime(file, (1, 1))  # as if its content were another
+    found = open_dataset(trial)
+    assert found.version == planned.version
+    for split in (found.train, planned.train):
+        assert isinstance(split, Subset)
+        assert isinstance(split.whole, imagefolder.FolderSplit)
+        assert list(split.whole.names)[:2] == ["train/dark/0.jpg", "train/dark/1.png"]
+    for changed in (data, trial):
+        with pytest.raises(RuntimeError, match="looked"):
+            open_dataset(changed)
+        file.unlink(missing_ok=True)  # which a trial sees, too
+
+
+def test_a_trial_decodes_with_the_cores_that_it_was_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eight trials on a machine would each start a thread for every core of it."""
+    write_images(tmp_path)
+    train, *_ = imagefolder.open_folders(tmp_path)
+    monkeypatch.setattr(reading, "_threads", None)
+    assert reading.num_threads() >= 1
+    cut, threads = imagefolder.FolderSplit._cut, set[int]()
+
+    def noted(
+        self: imagefolder.FolderSplit, index: int, side: int, box: Sequence[float]
+    ) -> NDArray[np.uint8]:
+        threads.add(threading.get_ident())
+        return cut(self, index, side, box)
+
+    monkeypatch.setattr(imagefolder.FolderSplit, "_cut", noted)
+    reading.set_num_threads(1)
+    train.read(torch.arange(16), 20)
+    assert len(threads) == 1
 
 
 def test_imagefolder_names_a_file_that_rots_under_way(tmp_path: Path) -> None:
