@@ -267,6 +267,31 @@ if __name__ == "__main__":
 """
 
 
+WATCHED = """
+import os
+from lmim.objectives.latent_mim import LatentMIM
+
+class Watched(LatentMIM):
+    def __init__(self, setup, *, encoder, projector, collapse, loss, mask, decoder):
+        super().__init__(setup, encoder=encoder, projector=projector, collapse=collapse, loss=loss, mask=mask,
+            decoder=decoder)
+    def patch_features(self, images):
+        with open({told!r}, "a") as file:
+            print(os.getpid(), file=file)
+        return super().patch_features(images)
+"""
+
+
+def test_the_first_process_alone_watches_for_collapse(tmp_path: Path) -> None:
+    """Eight GPUs would each encode the probe and drop what they found."""
+    told = tmp_path / "told"
+    tree = merge(TINY, {"objective": "mine.py:Watched", "optim.epochs": 1, "run.processes": 2})
+    config = Config.read(tree | {"sources": {"mine.py": WATCHED.format(told=str(told))}})
+    state = train(config, TrialFolder(tmp_path, config.identity))
+    assert state.status == "done"
+    assert set(told.read_text().split()) == {str(os.getpid())}
+
+
 @pytest.mark.parametrize(
     ("work", "expected"),
     [
