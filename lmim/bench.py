@@ -359,7 +359,13 @@ def _main(argv: Sequence[str] | None) -> int:
     parser = Parser(prog="python -m lmim.bench", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=out_folder, default=Path("results"), help="default: results")
     parser.add_argument("--quick", action="store_true", help="a first look, without compiling and sweeping")
-    parser.add_argument("--skip", action="append", default=[], choices=("compile", "sweep"))
+    parser.add_argument(
+        "--skip",
+        action="append",
+        default=[],
+        choices=("compile", "sweep"),
+        help="leave this out; may be repeated",
+    )
     arguments = parser.parse_args(argv)
     skip = [*arguments.skip, *(("compile", "sweep") if arguments.quick else ())]
     with tempfile.TemporaryDirectory(prefix="lmim-bench-") as cache:

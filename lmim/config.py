@@ -42,6 +42,7 @@ NAMED = ("kind", "name")
 
 class Data(Section):
     name: str = "glyphs"
+    """The dataset: a file of `data/`, or a function of your own."""
     version: str | None = None
     """What the data are, filled in when the sweep is planned: the same wherever they lie."""
     path: str | None = None
@@ -54,32 +55,41 @@ class Data(Section):
     crop_scale: Annotated[float, Field(gt=0, le=1)] = 0.2
     """Smallest area of a random resized crop, as a part of the image."""
     flip: bool = False
+    """Whether training views are mirrored at random, of data whose classes allow it."""
 
 
 class Encoder(Section):
     patch_size: PositiveInt = 4
+    """Side of a patch in pixels."""
     width: PositiveInt = 64
+    """Channels of a token."""
     depth: PositiveInt = 4
+    """Number of blocks."""
     heads: PositiveInt = 4
+    """Heads of each block's attention."""
     mlp_ratio: Positive = 4.0
+    """Width of a block's MLP over that of a token."""
 
 
 class Projector(Section):
     depth: Count = 3
     """Number of linear layers; 0 is no projector."""
     width: PositiveInt = 4096
+    """Channels of its hidden layers."""
 
 
 class Collapse(Section):
     """The settings are those of the target; see `axes/collapse.py`."""
 
     kind: str = "ema"
+    """Where the latents to be predicted come from, and so what keeps them from collapsing."""
 
 
 class Loss(Section):
     """The settings are those of the loss; see `axes/loss.py`."""
 
     kind: str = "patch_discrimination"
+    """What the predicted latents are compared with the target's by."""
 
 
 class Mask(Section):
@@ -90,7 +100,9 @@ class Mask(Section):
     similarity: NonNegative = 0.1
     """Coefficient of the similarity constraint; 0 is off."""
     similarity_start: Finite = 0.75
+    """The similarity between latents of an image that the constraint aims at when training begins."""
     similarity_end: Finite = 0.25
+    """The same when training ends; between them it follows a cosine."""
 
     def visible(self, patches: int) -> int:
         """Patches that the online encoder sees: 20 of ImageNet's 196 at the published ratio of 0.9."""
@@ -101,11 +113,12 @@ class Decoder(Section):
     """The settings are those of the decoder; see `axes/decoder.py`."""
 
     kind: str = "cross_attention"
+    """How the masked latents are predicted."""
 
 
 class Optim(Section):
     epochs: Count = 12
-    """0 evaluates the encoder as it was initialised."""
+    """Passes over the training images; 0 evaluates the encoder as it was initialised."""
     batch_size: PositiveInt = 128
     """Images of a micro-batch: those that one loss is taken over."""
     accumulate: PositiveInt = 1
@@ -113,29 +126,39 @@ class Optim(Section):
     base_lr: Positive = 1.5e-4
     """lr = base_lr x effective batch / 256."""
     warmup_epochs: NonNegative = 0.6
+    """Epochs in which the learning rate rises from its least to its peak."""
     min_lr_ratio: Fraction = 0.25
+    """The least learning rate, at both ends of the schedule, over the peak."""
     weight_decay: NonNegative = 0.05
+    """AdamW's; biases, norms and embeddings have none."""
     beta1: BelowOne = 0.9
+    """AdamW's, of the gradient's mean."""
     beta2: BelowOne = 0.95
+    """AdamW's, of the gradient's square."""
     clip_grad: NonNegative = 0.0
     """Largest gradient norm; 0 is no clipping."""
     precision: Literal["float32", "bfloat16"] = "float32"
+    """Of a training step; bfloat16 by autocast, with weights and losses in float32."""
 
 
 class Watch(Section):
     images: PositiveInt = 512
     """Images of the fixed batch on which collapse is watched."""
     every_epochs: PositiveInt = 1
-    """How often."""
+    """Epochs between two looks at collapse."""
 
 
 class Run(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where a trial runs; auto is a GPU where there is one."""
     threads: PositiveInt = 1
+    """Threads that PyTorch computes with on the CPU."""
     compile: bool = False
+    """Whether the step goes through torch.compile."""
     log_every: PositiveInt = 20
     """Steps between two rows of the journal."""
     checkpoint_seconds: NonNegative = 30.0
+    """Seconds between two checkpoints at least."""
     processes: PositiveInt = 1
     """Processes that share the micro-batches of each step (data parallel), on one machine."""
     gpus: Positive = 1.0
@@ -166,7 +189,9 @@ class Config(Section):
     """Everything a trial is. Made by `Config.read`; what its objective does not read is not there."""
 
     objective: str = "latent_mim"
+    """What is trained."""
     seed: Count = 0
+    """What every random draw of a trial comes from; a sweep names them in `seeds`."""
     data: Data = Data()
     optim: Optim = Optim()
     watch: Watch = Watch()

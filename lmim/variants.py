@@ -14,8 +14,9 @@ import hashlib
 import importlib
 import importlib.util
 import linecache
+import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -82,12 +83,16 @@ class Setting:
 
     type: Any
     neutral: Any
+    meaning: str
+    """What the variant's docstring, or its module's, says in the sentence that has its name in backticks."""
 
 
 @dataclass(frozen=True)
 class Variant:
     """What the source says of one variant."""
 
+    meaning: str
+    """The first line of its docstring."""
     settings: Mapping[str, Setting]
     reads: tuple[str, ...]
     """Parameters without a default: of an objective, the sections of the config that it is given."""
@@ -279,8 +284,16 @@ def _describe(source: str, name: str, place: Place, file: str) -> Variant:
                 raise ValueError(f"{file}:{one.lineno}: {one.arg}: expected a default, its neutral value")
             reads.append(one.arg)
         else:
-            settings[one.arg] = _setting(one, default, file)
-    return Variant(settings, tuple(reads), _constants(tree))
+            settings[one.arg] = _setting(one, default, file, _texts(found, tree, defined))
+    meaning = (ast.get_docstring(found) or "").partition("\n")[0]
+    return Variant(meaning, settings, tuple(reads), _constants(tree))
+
+
+def _texts(node: ast.stmt, tree: ast.Module, defined: Mapping[str, ast.stmt]) -> list[str]:
+    """The docstrings that tell of a variant: its own, those of its bases in the same file, the module's."""
+    bases = [defined[name] for base in getattr(node, "bases", ()) if (name := ast.unparse(base)) in defined]
+    above = [text for base in bases for text in _texts(base, tree, defined)]
+    return [ast.get_docstring(node) or "", *above, ast.get_docstring(tree) or ""]  # type: ignore[arg-type]
 
 
 def _method(node: ast.ClassDef, name: str, defined: Mapping[str, ast.stmt]) -> ast.FunctionDef | None:
@@ -295,12 +308,14 @@ def _method(node: ast.ClassDef, name: str, defined: Mapping[str, ast.stmt]) -> a
     return None
 
 
-def _setting(one: ast.arg, default: ast.expr, file: str) -> Setting:
+def _setting(one: ast.arg, default: ast.expr, file: str, texts: Sequence[str]) -> Setting:
+    sentences = [s for text in texts for s in re.split(r"(?<=[.;])\s+", " ".join(text.split()))]
+    meaning = next((sentence for sentence in sentences if f"`{one.arg}`" in sentence), "")
     text = ast.unparse(one.annotation) if one.annotation is not None else ""
     try:
         if not set(map(type, ast.walk(ast.parse(text, mode="eval")))) <= PLAIN:
             raise ValueError
-        return Setting(eval(text, {"__builtins__": {}}, TYPES), ast.literal_eval(default))
+        return Setting(eval(text, {"__builtins__": {}}, TYPES), ast.literal_eval(default), meaning)
     except Exception:  # noqa: BLE001  whatever is wrong with it, that is the message
         raise ValueError(
             f"{file}:{one.lineno}: {one.arg}: expected a setting such as `{one.arg}: float = 1.0`, of "

@@ -5,14 +5,16 @@ import re
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from lmim import tracking
+from lmim import bench, migrate, replay, tracking
 from lmim.analysis import report
 from lmim.plan.record import Record
 from lmim.sweep import command
+from lmim.train import __main__ as train_command
 
 HEAD = "name: x\n"
 GOOD = "name: x\naxes: {loss: [mse, cosine]}\n"
@@ -167,3 +169,23 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
         timeout=100,
         check=False,
     )
+
+
+@pytest.mark.parametrize(
+    "command_line",
+    [command.main, train_command.main, report.main, tracking.main, replay.main, migrate.main, bench.main],
+    ids=lambda main: main.__module__,
+)
+def test_every_option_of_every_command_says_what_it_does(
+    command_line: Callable[[list[str]], int],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Otherwise --help lists a name, and one reads the source to know what it is for."""
+    monkeypatch.setenv("COLUMNS", "1000")
+    with pytest.raises(SystemExit):
+        command_line(["sync"] * (command_line == tracking.main) + ["--help"])
+    printed = re.sub(r"\n {20,}", "  ", capsys.readouterr().out.partition("\n\n")[2])
+    listed = re.findall(r"^  ([^\s{].*)$", printed, re.MULTILINE)
+    assert len(listed) > 1
+    assert not [line for line in listed if not re.search(r"\S {2,}\S", line)]

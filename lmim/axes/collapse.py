@@ -63,7 +63,11 @@ class StopGradient(Joint):
 
 
 class Momentum(Target):
-    """An exponential moving average of the online encoder and its projector."""
+    """An exponential moving average of the online encoder and its projector.
+
+    The first update weighs the old average by `momentum`. The last weighs it by `momentum_end`, and those
+    between follow a cosine.
+    """
 
     def __init__(
         self,

@@ -70,7 +70,12 @@ class CrossBlock(nn.Module):
 
 
 class Decoder(nn.Module):
-    """What both decoders share: embedded context, queries with positions and cues, the way back."""
+    """What both decoders share: embedded context, queries with positions and cues, the way back.
+
+    With `cues` a query starts from the visible latents around it. There are `depth` blocks. A token
+    has `width` channels. Each block's attention has `heads` heads. Its MLP is `mlp_ratio` times as wide as a
+    token.
+    """
 
     positions: Tensor
     class_token = False

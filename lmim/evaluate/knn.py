@@ -15,7 +15,10 @@ TEMPERATURE = 0.07
 
 
 def knn(frozen: Frozen, *, k: PositiveInt = 20) -> dict[str, float]:
-    """Accuracy in % on the judged images; neighbours are by cosine, and nothing is trained."""
+    """Accuracy in % on the judged images; neighbours are by cosine, and nothing is trained.
+
+    `k` is how many neighbours vote.
+    """
     features, labels = frozen.judged.whole()
     neighbours = Neighbours(features, k)
     for batch in frozen.train.batches():

@@ -33,18 +33,24 @@ class SweepFile(Section):
     """The keys of a sweep file with any design; a design's file adds its own."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}\z")]
+    """What its results and its MLflow experiment are called."""
     question: str = ""
+    """What the sweep is to find out; it heads the report."""
     base: str | None = None
     """A file of config keys, beside the sweep or in the project's `ablations/`."""
     design: str = "grid"
     """A file of `designs/`."""
     seeds: list[Count] = Field(default_factory=lambda: [0])
+    """Every arm is trained once with each."""
     evaluate: list[Any] = Field(default_factory=lambda: [*DEFAULT])
     """Protocols, each with its settings: `[nn, {knn: {k: 5}}, mine.py:gap]`."""
     metric: str = "knn_top1"
     """What arms are compared by; higher is better where a design selects."""
     claims: list[str] = Field(default_factory=list)
+    """What is expected, stated before it runs: `A > B`, `A < B on METRIC`, `A collapsed`, `A not
+    collapsed`."""
     baselines: list[str] = Field(default_factory=list)
+    """Rows that need no training: `random_encoder`, `raw_pixels`."""
 
 
 @dataclass(frozen=True)

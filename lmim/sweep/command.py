@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from rich.console import Console
 
@@ -60,8 +60,17 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     parse = Parser(prog="python -m lmim.sweep", description=DESCRIPTION)
     parse.add_argument("file", type=Path, help="sweep file, e.g. ablations/loss.yaml")
-    parse.add_argument("--scale", help="a file of scales/: demo, gpu, paper")
-    parse.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="sets")
+    explain = "what a config key means and may be, or all of them (also in ablations/KEYS.md); runs nothing"
+    parse.add_argument("--explain", metavar="KEY", action=_Explain, help=explain)
+    parse.add_argument("--scale", help="a file of scales/: demo (the default), gpu, paper")
+    parse.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="sets",
+        help="lay a config key over every arm, e.g. data.path=/images; may be repeated",
+    )
     parse.add_argument("--seeds", type=_seeds, help="run these, in the file or not, e.g. 0,1,2")
     parse.add_argument("--only", metavar="ARM", action="append", help="run this arm alone; may be repeated")
     parse.add_argument("--dry-run", action="store_true", help="print the plan and its cost; run nothing")
@@ -70,16 +79,29 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="print the trials as a JSON array; of a run, in an object with the verdicts",
     )
-    parse.add_argument("--out", type=out_folder, default=Path("results"))
+    parse.add_argument(
+        "--out", type=out_folder, default=Path("results"), help="folder of all results (default: results)"
+    )
     parse.add_argument("--tracking-uri", help="MLflow (default: sqlite in --out)")
     where = parse.add_mutually_exclusive_group()
     where.add_argument("--address", metavar="RAY", help="a Ray cluster that runs already")
     where.add_argument("--serial", action="store_true", help="one trial at a time in this process, no Ray")
-    parse.add_argument("--max-concurrent", type=_positive, metavar="N")
-    parse.add_argument("--retry-failed", action="store_true")
+    most = "run at most N trials at a time (default: as many as the cores or GPUs are good for)"
+    parse.add_argument("--max-concurrent", type=_positive, metavar="N", help=most)
+    parse.add_argument("--retry-failed", action="store_true", help="run once more what failed")
     parse.add_argument("--yes", action="store_true", help=f"run even more than {ablation.MAX_TRIALS} trials")
     parse.add_argument("--dashboard", action="store_true", help="Ray's dashboard, on this host only")
     return parse
+
+
+class _Explain(argparse.Action):
+    """Prints what a key is and leaves, as --help does; no file is needed."""
+
+    def __call__(self, parse: argparse.ArgumentParser, *given: object) -> NoReturn:
+        from lmim.plan.keys import explain
+
+        print(explain(str(given[1])))
+        parse.exit()
 
 
 def _seeds(text: str) -> tuple[int, ...]:

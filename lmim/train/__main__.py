@@ -42,9 +42,10 @@ def _command(words: Sequence[str]) -> int:
     parser = Parser(prog="python -m lmim.train", description="Train one trial of a sweep.")
     parser.add_argument("file", help="the sweep file, such as ablations/loss.yaml")
     parser.add_argument("--arm", required=True, help="which arm, by the name that the sweep prints")
-    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--seed", type=int, required=True, help="a whole number from 0 on")
     parser.add_argument("--scale", help="a file of scales/, such as demo or gpu")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="sets")
+    sets = "lay a config key over the arm, as the sweep was given it; may be repeated"
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="sets", help=sets)
     parser.add_argument("--out", type=out_folder, default=Path("results"), help="default: results")
     arguments = parser.parse_args(words)
     if arguments.seed < 0:

@@ -23,12 +23,14 @@ class StageFile(Section):
     """One stage of a ladder."""
 
     axes: dict[str, Any]
+    """Config key to its values."""
     select: Any = "best"
     """`best`, or the winner fixed beforehand: a value for each axis of the stage."""
 
 
 class Keys(SweepFile):
     stages: list[StageFile]
+    """In order: each has its axes, and stands on the winner of the last."""
 
 
 @dataclass(frozen=True)
