@@ -19,7 +19,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from lmim.analysis import claims, results, table
+from lmim.analysis import claims, publish, results, table
 from lmim.command import Parser, exit_code, out_folder
 from lmim.files import write_atomic
 from lmim.tracking import default_uri
@@ -72,6 +72,7 @@ def build(name: str, scale: str | None, out: Path, uri: str | None = None) -> Re
         folder.mkdir(parents=True, exist_ok=True)
         _write(report, uri)
         write_atomic(stamp, digest)
+    publish.publish(uri, found, report.rows, report.verdicts, folder, FILES, digest)
     return report
 
 

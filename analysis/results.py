@@ -104,6 +104,8 @@ class Results:
     excluded: tuple[Excluded, ...]
     digest: str
     """Of all that was read."""
+    parent: str = ""
+    """The sweep's run in MLflow."""
     code: str = ""
     """Digest of the code that was today's when the sweep ran; empty in an old plan: then none is compared."""
     commit: str = ""
@@ -310,7 +312,7 @@ def _read(client: "MlflowClient", name: str, scale: str | None) -> Results:
         runs += [_trial(run) for run in page]
         token = page.token
         if not token:
-            return assemble(plan, runs)
+            return replace(assemble(plan, runs), parent=parent.info.run_id)
 
 
 def _place(parent: Any) -> str:
