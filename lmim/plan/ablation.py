@@ -66,6 +66,8 @@ class Sweep:
     trials: tuple[Trial, ...]
     path: Path
     spec: Spec
+    choices: tuple[str, ...] = ()
+    """What results have chosen of a design that selects: for people."""
 
     def replan(self, results: Results) -> "Sweep":
         """The same sweep, knowing the metric of finished trials (None: finished without one).
@@ -177,6 +179,7 @@ def expand(spec: Spec, results: Results | None = None) -> Sweep:
         trials=tuple(t for t in builder.trials if t.arm in only and t.seed in spec.wanted),
         path=spec.sheet.path,
         spec=spec,
+        choices=tuple(spec.design.tell(builder.ids, results or {})),
     )
 
 

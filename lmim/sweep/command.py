@@ -138,6 +138,8 @@ def command(args: argparse.Namespace, words: Sequence[str]) -> int:
                 soft_wrap=True,
             )
             return 130
+        if plan.sweep.selects:  # who won the last stage
+            _open_tracker(uri, plan.sweep, out).close()
     else:
         console.print(f"{sweep.name}: nothing is missing ({summary(plan)})", highlight=False)
         _open_tracker(uri, plan.sweep, out).close()
