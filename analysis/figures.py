@@ -86,7 +86,7 @@ def comparison(results: Results, rows: Sequence[Row]) -> Figure:
         for tick, row in zip(panels[0].get_yticklabels(), rows, strict=True):
             tick.set(color=GREY if row.baseline else "#111111", style="italic" if row.baseline else "normal")
         note = "Diamond: mean on its 95 % t-interval; small points: seeds; grey: baselines"
-        figure.supxlabel(_note(results, note), x=0.012, ha="left", **SMALL)
+        figure.supxlabel(_note(results, note, figure), x=0.012, ha="left", **SMALL)
         _title(figure, results)
         return figure
 
@@ -118,10 +118,17 @@ def _panel(axes: Axes, metric: str, results: Results, rows: Sequence[Row], place
             axes.plot([found.low, found.high], [middle, middle], color=colour, linewidth=2.2, zorder=3)
         face = "white" if row.baseline else colour
         axes.scatter([found.mean], [middle], s=34, marker="D", color=face, edgecolors=colour, zorder=4)
+    chance = results.chance(metric)
     if metric == RANK_RATIO:
         axes.set_xlim(left=0, right=max(axes.get_xlim()[1], 1.05))
     else:
         _keep_the_arms_apart(axes, metric, results, rows, places)
+    low, high = axes.get_xlim()
+    if chance is not None and low <= chance <= high:
+        axes.axvline(chance, color=GREY, linewidth=0.8, linestyle=DASHES[2], zorder=0)
+        axes.text(
+            chance, 1.0, "chance", transform=axes.get_xaxis_transform(), **SMALL, ha="center", va="bottom"
+        )
 
 
 def _keep_the_arms_apart(
@@ -137,6 +144,7 @@ def _keep_the_arms_apart(
     if not arms:
         return
     span = max(max(arms) - min(arms), 1e-9)
+    reach[""] = [chance] if (chance := results.chance(metric)) is not None else []
     near = [v for found in reach.values() for v in found if min(arms) - 2 * span <= v <= max(arms) + 2 * span]
     low, high = min(near), max(near)
     for row, place in zip(rows, places, strict=True):
@@ -184,7 +192,7 @@ def training(results: Results, rows: Sequence[Row], curves: Curves) -> Figure:
         longest = max(map(len, names), default=1)
         columns = max(1, min(len(names), int(width * 12 / (longest + 7))))
         figure.set_figheight(3.5 + 0.2 * math.ceil(len(names) / columns))
-        note = _note(results, "Thick: mean over seeds, up to where the shortest ends; thin: seeds")
+        note = _note(results, "Thick: mean over seeds, up to where the shortest ends; thin: seeds", figure)
         look: Any = {"title": note, "title_fontproperties": {"size": 7.5}, "alignment": "left"}
         look |= {"frameon": False, "handlelength": 2.6, "loc": "outside lower left"}
         figure.legend(handles, list(map(plain, names)), ncols=columns, **look).get_title().set_color(GREY)
@@ -205,7 +213,7 @@ def _scale(axes: Axes, values: Sequence[float]) -> None:
     finite = [value for value in values if math.isfinite(value)]
     if finite and min(finite) > 0 and max(finite) > 50 * min(finite):
         axes.set_yscale("log")
-    elif finite and min(finite) >= 0:
+    elif finite and 0 <= min(finite) < max(finite) / 2:  # else lines near 0.99 would lie on the frame
         axes.set_ylim(bottom=0)
 
 
@@ -214,8 +222,12 @@ def _title(figure: Figure, results: Results) -> None:
     figure.suptitle(plain(question), x=0.012, ha="left", fontsize=12, weight="bold")
 
 
-def _note(results: Results, text: str) -> str:
-    return plain(f"{results.name}, scale {results.setting}. {text}.")
+def _note(results: Results, text: str, figure: Figure) -> str:
+    """What a figure shows, in lines that it has room for; it grows by those after the first."""
+    whole = f"{results.name}, scale {results.setting}. {text}."
+    lines = textwrap.wrap(whole, int(figure.get_figwidth() * 17))
+    figure.set_figheight(figure.get_figheight() + 0.14 * (len(lines) - 1))
+    return plain("\n".join(lines))
 
 
 def plain(text: str) -> str:

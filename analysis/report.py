@@ -8,6 +8,7 @@ import html
 import json
 import sys
 import tempfile
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -18,8 +19,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
-from lmim.analysis import claims, results, table
+from lmim.analysis import claims, publish, results, table
 from lmim.command import Parser, exit_code, out_folder
 from lmim.files import write_atomic
 from lmim.tracking import default_uri
@@ -39,6 +41,8 @@ FILES = (
     "report.ipynb",
     "report.html",
 )
+LABEL = 12
+"""Characters before a line's text."""
 COLOURS = {claims.SUPPORTED: "green", claims.CONTRADICTED: "red", claims.UNDECIDED: "yellow"}
 
 
@@ -72,6 +76,7 @@ def build(name: str, scale: str | None, out: Path, uri: str | None = None) -> Re
         folder.mkdir(parents=True, exist_ok=True)
         _write(report, uri)
         write_atomic(stamp, digest)
+    publish.publish(uri, found, report.rows, report.verdicts, folder, FILES, digest)
     return report
 
 
@@ -174,6 +179,7 @@ def shown(report: Report) -> dict[str, Any]:
             for one, v in zip(verdicts(report), report.verdicts, strict=True)
         ],
         "note": table.note(report.verdicts),
+        "choices": found.choices,
         "settings": [{"key": key, "value": min(own)} for key, own in values.items() if len(own) == 1],
         "excluded": [
             {"trial": trial.id, "arm": trial.arm, "seed": trial.seed, "reason": trial.reason}
@@ -218,55 +224,71 @@ def summary(report: Report) -> str:
 
 def show(report: Report, console: Console) -> None:
     """Print the table, the verdicts, what is excluded, and the path of the report."""
+    found = report.found
     if report.rows:
-        head, *body = _fitting(table.cells(report.rows, report.found), console.width)
+        cells = table.cells(report.rows, found)
+        head, *body = _fitting(cells, len(found.metrics), console.width)
         grid = Table(box=None, pad_edge=False, header_style="bold")
         for index, name in enumerate(head):
             grid.add_column(
                 name, justify="left" if index == 0 or name == "outcome" else "right", no_wrap=True
             )
-        for row, cells in zip(report.rows, body, strict=True):
-            grid.add_row(*map(escape, cells), style="dim" if row.baseline else None)
+        for row, texts in zip(report.rows, body, strict=True):
+            grid.add_row(*map(escape, texts), style="dim" if row.baseline else None)
         console.print(grid, crop=False, soft_wrap=True)
-        if hidden := len(table.cells(report.rows, report.found)[0]) - len(head):
-            line = f"({results.count(hidden, 'more column')} in {report.path / 'table.md'})"
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
+        if hidden := len(cells[0]) - len(head):
+            _say(console, "", f"({results.count(hidden, 'more column')} in {report.path / 'table.md'})")
     for verdict in report.verdicts:
-        colour = COLOURS[verdict.verdict]
-        console.print(f"[bold {colour}]{verdict.verdict:>12}[/]  ", end="")
-        line = f"{verdict.claim}  {_effect(verdict)}  ({verdict.reason})"
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        line = f"{verdict.claim}  {table.effect(verdict)}  ({verdict.reason})"
+        _say(console, verdict.words, line, f"bold {COLOURS[verdict.verdict]}")
+    for choice in found.choices:
+        label, _, text = choice.partition(": ")
+        _say(console, label, text)
+    _show_excluded(report, console)
+    state = "written" if report.built else "up to date"
+    console.print(f"{report.path / 'report.html'} {state}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _show_excluded(report: Report, console: Console) -> None:
     missing: dict[str, list[str]] = {}
     older = [trial for trial in report.found.excluded if trial.reason == results.OLD_PLAN]
     for trial in report.found.excluded:
         if trial.reason == results.NO_RUN:
             missing.setdefault(trial.arm, []).append(str(trial.seed))
-            continue
-        if trial in older:
-            continue
-        line = f"    excluded  {trial.id} {trial.arm} seed {trial.seed}: {trial.reason}"
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        elif trial not in older:
+            _say(console, "excluded", f"{trial.id} {trial.arm} seed {trial.seed}: {trial.reason}")
     if any(trial.odd for trial in report.found.excluded):
         again = report.path.parent.parent / "trials" / "<trial>"
-        line = f"To train an excluded trial anew, delete {again} and run the sweep again."
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        _say(console, "", f"To train an excluded trial anew, delete {again} and run the sweep again.")
     if older:
-        line = f"    left out  {results.count(len(older), 'trial')} of other settings, not in the newest plan"
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        number = results.count(len(older), "trial")
+        _say(console, "left out", f"{number} of other settings, not in the newest plan")
     if missing:
         number = results.count(sum(map(len, missing.values())), "trial")
         arms = [f"{arm} (seed {', '.join(seeds)})" for arm, seeds in missing.items()]
-        line = f"     not run  {number}: {', '.join(arms[:10])}{', ...' if arms[10:] else ''}"
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-    state = "written" if report.built else "up to date"
-    console.print(f"{report.path / 'report.html'} {state}", markup=False, highlight=False, soft_wrap=True)
+        _say(console, "not run", f"{number}: {', '.join(arms[:10])}{', ...' if arms[10:] else ''}")
 
 
-def _fitting(cells: list[list[str]], width: int) -> list[list[str]]:
-    """The table without the last of its metrics, as many as a terminal has no room for."""
+def _say(console: Console, label: str, text: str, style: str = "") -> None:
+    """A line behind its label; a terminal gets it broken between words, a file as it is."""
+    if console.is_terminal:
+        width = max(console.width - LABEL - 2, 20)
+        lines = textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)
+        text = f"\n{' ' * (LABEL + 2)}".join(lines)
+    console.print(Text.assemble((label.rjust(LABEL), style), "  ", text), soft_wrap=True, highlight=False)
+
+
+def _fitting(cells: list[list[str]], metrics: int, width: int) -> list[list[str]]:
+    """The table without what a terminal has no room for; arm, n and the sweep's own metric stay.
+
+    What goes first: the last of the other metrics, the cost, the outcome.
+    """
     keep = list(range(len(cells[0])))
-    while len(keep) > 5 and sum(max(len(line[i]) for line in cells) + 2 for i in keep) > width:
-        del keep[-3]  # outcome and cost stay, and the sweep's own metric
+    after = 2 + metrics
+    for drop in [*range(after - 1, 2, -1), *range(len(keep) - 1, after - 1, -1)]:
+        if sum(max(len(line[i]) for line in cells) + 2 for i in keep) - 2 <= width:
+            break
+        keep.remove(drop)
     return [[line[i] for i in keep] for line in cells]
 
 
@@ -278,7 +300,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _command(arguments: Sequence[str] | None) -> int:
     parser = Parser(prog="python -m analysis.report", description="Rebuild a sweep's report from MLflow.")
     parser.add_argument("name", help="the sweep's name")
-    parser.add_argument("--scale", help="the scale (default: the one that ran last)")
+    parser.add_argument("--scale", help="demo, or with settings demo+optim.epochs=1 (default: what ran last)")
     parser.add_argument(
         "--out", type=out_folder, default=Path("results"), help="the results folder (default: results)"
     )

@@ -37,6 +37,10 @@ display(HTML(f"<h1>{escape(report['question'])}</h1><p>{escape(report['summary']
 verdicts = grid("claim verdict metric difference p evidence", report["verdicts"], "The sweep makes no claim.")
 display(HTML(f"{verdicts}<p class=note>{escape(report['note'])}</p>"))
 
+# %%
+choices = "".join(f"<li>{escape(choice)}</li>" for choice in report["choices"])
+display(HTML(f"<h2>Stages</h2><ul>{choices}</ul>" if choices else ""))
+
 # %% [markdown]
 # ## Table
 

@@ -104,6 +104,8 @@ class Results:
     excluded: tuple[Excluded, ...]
     digest: str
     """Of all that was read."""
+    parent: str = ""
+    """The sweep's run in MLflow."""
     code: str = ""
     """Digest of the code that was today's when the sweep ran; empty in an old plan: then none is compared."""
     commit: str = ""
@@ -114,6 +116,8 @@ class Results:
     """Claim, by `statement`, to when it was first stated, in seconds; without those of which nobody knows."""
     first: Mapping[str, float] = field(default_factory=dict)
     """Arm to when the first of its trials had ended, in seconds, whether it counts or not."""
+    choices: tuple[str, ...] = ()
+    """What results chose of a design that selects."""
     classes: int = 0
     """Of the data; 0 where it is not known, or not the same for all arms."""
 
@@ -223,6 +227,7 @@ def assemble(plan: Mapping[str, Any], runs: Iterable[Trial]) -> Results:
         described=plan.get("metrics", {}),
         stated=plan.get("stated", {}),
         first=_first(done),
+        choices=tuple(plan.get("choices", ())),
         classes=plan.get("classes", 0),
     )
 
@@ -310,7 +315,7 @@ def _read(client: "MlflowClient", name: str, scale: str | None) -> Results:
         runs += [_trial(run) for run in page]
         token = page.token
         if not token:
-            return assemble(plan, runs)
+            return replace(assemble(plan, runs), parent=parent.info.run_id)
 
 
 def _place(parent: Any) -> str:

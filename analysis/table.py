@@ -204,8 +204,10 @@ def to_markdown(table: Sequence[Row], results: Results, verdicts: Sequence[Verdi
     italics = " Baselines in italics." if any(row.baseline for row in table) else ""
     parts = [f"**{escaped(results.question)}**", _pipes(lines), escaped(caption(results)) + italics]
     if verdicts:
-        first, *rest = [list(map(escaped, line)) for line in verdict_lines(verdicts)]
-        parts += [_pipes([first, ["---"] * len(first), *rest]), escaped(note(verdicts))]
+        first, *rest = verdict_lines(verdicts)
+        rest = [[escaped(claim), *found, escaped(why)] for claim, *found, why in rest]
+        parts += [_pipes([first, ["---"] * len(first), *rest]), note(verdicts)]
+    parts += ["\n".join(f"- {escaped(choice)}" for choice in results.choices)] * bool(results.choices)
     return "\n\n".join(parts) + "\n"
 
 

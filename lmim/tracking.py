@@ -8,17 +8,20 @@ The only module that imports MLflow, and only once a Tracker is made: the import
 """
 
 import contextlib
+import getpass
+import json
 import logging
 import os
 import sqlite3
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lmim import pages
 from lmim.command import Parser, exit_code, out_folder
 from lmim.errors import UserError, brief, redacted
 from lmim.files import write_atomic
@@ -66,6 +69,8 @@ class _Child:
     read_back: bool = False
     judged: set[str] = field(default_factory=set)
     """The metrics that are there, of which an evaluation has one point each."""
+    data: set[tuple[str, str]] = field(default_factory=set)
+    """Name and version of the datasets that are named as its input."""
 
 
 def default_uri(out: Path) -> str:
@@ -132,6 +137,7 @@ class Tracker:
         self.plan = plan.since(kept(plan.name, self.out))
         self._axes = {arm.name: arm.axes for arm in self.plan.arms}
         self._parent: str | None = None
+        self._data: set[tuple[str, str]] = set()
         self._experiment = ""
         self._children: dict[str, _Child] = {}
         self._silent_until = 0.0
@@ -158,7 +164,7 @@ class Tracker:
         try:
             if self._parent is None:
                 self._connect()
-            for trial in self.plan.trials:
+            for trial in _once(self.plan.trials):
                 try:
                     self._feed(trial)
                 except UserError as error:  # one damaged folder must not hold up the others
@@ -214,11 +220,19 @@ class Tracker:
             "lmim.design": plan.design,
             "lmim.updated": str(int(time.time())),
         }
+        source = {"mlflow.source.name": plan.path, "mlflow.source.git.commit": plan.commit}
+        tags |= {"mlflow.source.type": "LOCAL"} | {key: value for key, value in source.items() if value}
         if parent is None:
+            tags["mlflow.user"] = _user()  # it cannot be changed later
             parent = self._client.create_run(
                 self._experiment, tags=tags, run_name=f"{plan.name} {plan.place}"
             )
         self._log(parent.info.run_id, tags=_changed(parent.data.tags, tags))
+        self._data = _datasets(parent)
+        shown = self._client.get_experiment(self._experiment).tags
+        wanted = pages.experiment_tags(plan, self._experiment, parent.info.run_id, shown)
+        for key, value in _changed(shown, wanted).items():
+            self._client.set_experiment_tag(self._experiment, key, value)
         self.plan = plan.since(self._recorded(parent.info.run_id))
         self._client.log_text(parent.info.run_id, self._keep(), "plan.json")
         if self._overall() != "FINISHED" and parent.info.status != "RUNNING":
@@ -251,7 +265,7 @@ class Tracker:
             # a server keeps artifacts where it was told to; a database keeps them beside itself
             local = self.uri.startswith("sqlite:")
             location = (self.out / "artifacts" / self.plan.name).as_uri() if local else None
-            # without the tag MLflow's page opens on language models instead of the runs
+            # the page of some versions opens on language models without it; of others, see pages.py
             tags = {"mlflow.experimentKind": "custom_model_development"}
             created = self._client.create_experiment(self.plan.name, location, tags)
             experiment = self._client.get_experiment(created)
@@ -291,8 +305,11 @@ class Tracker:
             params = {key: str(value) for key, value in folder.config().flat().items()}
             # logged once: MLflow refuses to change a param
             self._log(child.run, params={key: value for key, value in params.items() if key not in have})
+        if not child.data:  # made just now, or by a version that did not name them
+            self._name_data(child, folder, trial.data_version)
         points, offset = self._points(child, folder, stands)
         tags = _tags(stands, folder, trial) | {"lmim.fed": f"{state.rewinds} {offset}"}
+        tags |= self._labels(trial)
         if born:
             tags["lmim.born"] = repr(born)
         changed = _changed(child.tags, {k: v for k, v in tags.items() if v or k in child.tags})
@@ -333,24 +350,44 @@ class Tracker:
                 points.append((name, value, now, state.step))
         return points, offset
 
+    def _labels(self, trial: RecordedTrial) -> dict[str, str]:
+        """What the plan calls a trial, which may change while its results stay."""
+        return {
+            "mlflow.runName": f"{trial.arm} seed {trial.seed}",
+            "lmim.arm": trial.arm,
+            "lmim.seed": str(trial.seed),
+            **{f"lmim.axis.{key}": str(value) for key, value in self._axes.get(trial.arm, {}).items()},
+        }
+
     def _create(self, trial: RecordedTrial, state: State) -> _Child:
         tags = {
             "mlflow.parentRunId": self._parent,
+            "mlflow.user": _user(),
+            "mlflow.source.type": "LOCAL",
+            **({"mlflow.source.name": self.plan.path} if self.plan.path else {}),
             "lmim.trial_id": trial.id,
-            "lmim.arm": trial.arm,
-            "lmim.seed": str(trial.seed),
             "lmim.scale": self.plan.scale,
-            **{f"lmim.axis.{key}": str(value) for key, value in self._axes.get(trial.arm, {}).items()},
+            **self._labels(trial),
         }
         run = self._client.create_run(
-            self._experiment,
-            start_time=int(state.started * 1000) if state.started else None,
-            tags=tags,
-            run_name=f"{trial.arm} seed={trial.seed}",
+            self._experiment, start_time=int(state.started * 1000) if state.started else None, tags=tags
         )
         child = _child(run)
         child.read_back = True  # it is empty
         return child
+
+    def _name_data(self, child: _Child, folder: TrialFolder, version: str) -> None:
+        """Name what a trial read as its input, and as the sweep's."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        data = folder.config().data
+        source = json.dumps({"uri": data.path or data.name})
+        found = Dataset(data.name, version[:36] or "unknown", "local", source)  # MLflow takes no more
+        named = [DatasetInput(found, [InputTag("mlflow.data.context", "training")])]
+        for run, have in ((self._parent or "", self._data), (child.run, child.data)):
+            if (found.name, found.digest) not in have:
+                self._client.log_inputs(run, named)
+                have.add((found.name, found.digest))
 
     def _read_back(self, child: _Child) -> None:
         """Learn which points of a run that was found MLflow has."""
@@ -459,7 +496,26 @@ def _child(run: "Run") -> _Child:
         offset=int(offset) if fed else 0,
         rewinds=int(rewinds) if fed else 0,
         judged=set(run.data.metrics),
+        data=_datasets(run),
     )
+
+
+def _datasets(run: "Run") -> set[tuple[str, str]]:
+    """Name and version of what is named as a run's input."""
+    inputs = run.inputs.dataset_inputs if run.inputs else ()
+    return {(one.dataset.name, one.dataset.digest) for one in inputs}
+
+
+def _once(trials: Sequence[RecordedTrial]) -> Iterable[RecordedTrial]:
+    """Each run in the plan: a trial that stands in several arms has one, named for the first of them."""
+    return list({trial.id: trial for trial in reversed(trials)}.values())[::-1]
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        return str(os.getuid())
 
 
 def _tags(stands: Standing, folder: TrialFolder, trial: RecordedTrial) -> dict[str, str]:
@@ -471,7 +527,8 @@ def _tags(stands: Standing, folder: TrialFolder, trial: RecordedTrial) -> dict[s
     found["code"] = "; then ".join(sorted(stands.codes))
     if replayed is not None:
         found |= {"replayed": "" if replayed.difference else replayed.code, "differs": replayed.difference}
-    return {f"lmim.{name}": str(value or "")[:5000] for name, value in found.items()}
+    newest = {"mlflow.source.git.commit": (state.commit or "").rpartition("; then ")[2]}
+    return newest | {f"lmim.{name}": str(value or "")[:5000] for name, value in found.items()}
 
 
 def _changed(old: dict[str, str], new: dict[str, str]) -> dict[str, str]:

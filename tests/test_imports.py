@@ -12,6 +12,7 @@ LAYERS = (
     ("lmim.sweep",),
     ("lmim.analysis",),
     ("lmim.interop", "lmim.migrate", "lmim.replay", "lmim.survey", "lmim.tracking", "lmim.train.__main__"),
+    ("lmim.pages",),
     ("lmim.train",),
     ("lmim.evaluate",),
     ("lmim.objectives",),

@@ -68,6 +68,8 @@ class Sweep:
     spec: Spec
     notes: tuple[str, ...] = ()
     """Which arms of the design are one config, and so one arm; which images cannot be read."""
+    choices: tuple[str, ...] = ()
+    """What results have chosen of a design that selects: for people."""
 
     def replan(self, results: Results) -> "Sweep":
         """The same sweep, knowing the metric of finished trials (None: finished without one).
@@ -180,6 +182,7 @@ def expand(spec: Spec, results: Results | None = None) -> Sweep:
         path=spec.sheet.path,
         spec=spec,
         notes=(*builder.notes(), *_skipped(builder.trials)),
+        choices=tuple(spec.design.tell(builder.ids, results or {})),
     )
 
 
@@ -214,7 +217,8 @@ class _Builder:
             trials = self.build(cell)
             first = trials[0]
             if twin := self.seen.get(first.id):
-                self.same.setdefault(twin, []).append(cell.name)
+                if not cell.provisional:  # else it is the winner's place, and not yet its config
+                    self.same.setdefault(twin, []).append(cell.name)
             else:
                 self.seen |= {trial.id: first.arm for trial in trials}
                 fresh.append(trials)

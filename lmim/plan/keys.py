@@ -67,7 +67,7 @@ def said(schema: Json) -> str:
         "string": "text",
         "boolean": "true, false",
         "object": "mapping",
-        "array": "list",
+        "array": "a list",
     }
     bounds = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
     found = [f"{sign} {word(schema[bound])}" for bound, sign in bounds.items() if bound in schema]

@@ -107,6 +107,8 @@ class Design:
     """Results choose a winner."""
     by_seed: bool = False
     """Which trials there are hangs on the seeds that run: with others, it is another plan."""
+    tell: Callable[[Ids, Results], Iterable[str]] = field(default=lambda ids, results: (), compare=False)
+    """What the results so far have chosen, a sentence a choice."""
 
 
 @dataclass(frozen=True)

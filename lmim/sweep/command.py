@@ -163,6 +163,8 @@ def command(args: argparse.Namespace, words: Sequence[str]) -> int:
                 soft_wrap=True,
             )
             return 130
+        if plan.sweep.selects:  # who won the last stage
+            _open_tracker(uri, plan.sweep, out).close()
     else:
         all_counts = "nothing is to run" if plan.excluded() else "nothing is missing"
         console.print(f"{sweep.name}: {all_counts} ({summary(plan)})", highlight=False)

@@ -61,6 +61,8 @@ def trial_table(plan: Plan, running_only: bool = False) -> Table:
         look = {"done": "green", "failed": "red", "running": "cyan"}.get(status, "dim")
         ended = status == "done" and state.outcome in ("collapsed", "diverged")
         shown = {"new": "waiting", "trained": "to judge"}.get(status, status)
+        if trial.provisional:  # its folder is that of the stand-in for the winner
+            look, ended, shown = "dim", False, "no winner yet"
         table.add_row(
             escape(trial.arm),
             str(trial.seed),
@@ -165,5 +167,5 @@ def show_plan(plan: Plan, out: Path, console: Console, limit: int | None = None)
     console.print(f"{sweep.name} at scale {sweep.scale}: {sweep.question}", markup=False, highlight=False)
     console.print(trial_table(plan))
     console.print(f"{summary(plan)}; {cost_line(cost_of(plan, out, limit))}", highlight=False, soft_wrap=True)
-    for claim in sweep.claims:
-        console.print(f"claim: {claim.text}", markup=False, highlight=False)
+    for line in [*sweep.choices, *(f"claim: {claim.text}" for claim in sweep.claims)]:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -3,6 +3,11 @@
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+
 from lmim.analysis import figures, results, table
 from tests.analysis.builders import PLAN, RUNS, plan_of
 
@@ -35,3 +40,44 @@ def test_arms_look_the_same_in_every_figure() -> None:
     assert [*looks] == [row.arm for row in rows]
     assert len({str(look) for look in looks.values()}) == len(rows)
     assert all((looks[row.arm]["color"] == figures.GREY) == row.baseline for row in rows)
+
+
+def drawn(settings: dict[str, str], level: float = 0.0) -> dict[str, Figure]:
+    """Both figures; the curves lie from a level on."""
+    found = results.assemble(PLAN | {"settings": settings, "classes": 36}, RUNS)
+    rows = table.rows(found)
+    curves = {
+        key: {run.run_id: {step: level + (1 - level) / (step + 1) for step in range(9)} for run in RUNS}
+        for key in figures.CURVES
+    }
+    return {
+        "comparison": figures.comparison(found, rows),
+        "training": figures.training(found, rows, curves),
+    }
+
+
+@pytest.mark.parametrize("name", ["comparison", "training"])
+def test_a_caption_of_many_settings_stays_on_the_page(name: str) -> None:
+    """Else who reads a figure does not learn that it is not the scale's own."""
+    figure = drawn({f"optim.setting{number}": "0.125" for number in range(12)})[name]
+    canvas = figure.canvas
+    assert isinstance(canvas, FigureCanvasAgg)
+    canvas.draw()  # type: ignore[no-untyped-call]
+    width = figure.bbox.width
+    texts = [text for text in figure.findobj(match=Text) if "setting11" in text.get_text()]
+    assert texts
+    assert all(box.x0 >= 0 and box.x1 <= width for text in texts for box in [text.get_window_extent()])
+
+
+def test_lines_near_one_are_not_squeezed_onto_the_frame() -> None:
+    """Else a cosine of 0.99 that falls to 0.97 looks like one that does not move."""
+    near, far = (drawn({}, level)["training"].axes[0].get_ylim() for level in (0.97, 0.0))
+    assert near[0] > 0.9
+    assert far[0] == 0.0
+
+
+def test_chance_is_drawn_where_it_is_near() -> None:
+    """Else one cannot see whether an arm is better than guessing."""
+    panels = drawn({})["comparison"].axes
+    marked = [any(text.get_text() == "chance" for text in panel.texts) for panel in panels]
+    assert marked == [True, True, False], "two accuracies and a rank"

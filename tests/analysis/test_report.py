@@ -1,6 +1,7 @@
 """The report and its command, on a real MLflow database."""
 
 import doctest
+import io
 import json
 import re
 import shutil
@@ -10,6 +11,7 @@ from types import ModuleType
 
 import pytest
 from mlflow import MlflowClient
+from rich.console import Console
 
 from lmim.analysis import claims, intervals, report, results, table
 from lmim.errors import UserError
@@ -96,24 +98,11 @@ def test_names_are_shown_as_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     runs[0] = replace(runs[0], code="01d")
     fill(tmp_path, plan, runs)
     monkeypatch.chdir(tmp_path)
-    built = report.build("loss", "demo", Path("out"), "sqlite:///mlflow.db")
+    built = report.build("loss", None, Path("out"), "sqlite:///mlflow.db")
     page = (built.path / "report.html").read_text(encoding="utf-8")
     assert "<script>x" not in page
     assert "<em>$x" not in page
     assert page.count("&lt;script&gt;x&lt;/script&gt;*$x_$") >= 7
-
-
-def test_settings_have_a_report_of_their_own(sweep: tuple[Path, report.Report]) -> None:
-    """Else a quick look with --set overwrites the report that took a day."""
-    out, built = sweep
-    plan = plan_of({"mse": {"loss": "mse"}}, seeds=2, settings={"optim.epochs": "1"})
-    fill(out, plan, runs_of(plan), updated="9999999999")
-    uri = f"sqlite:///{out / 'mlflow.db'}"
-    assert results.read("loss", None, uri).place == "demo+optim.epochs=1", "it ran last"
-    assert results.read("loss", "demo", uri) == built.found
-    assert report.build("loss", "demo+optim.epochs=1", out).path == out / "loss" / "demo+optim.epochs=1"
-    with pytest.raises(UserError, match=r"no runs at scale demo\+optim.epochs=2; did you mean demo\+optim"):
-        results.read("loss", "demo+optim.epochs=2", uri)
 
 
 def test_second_build_changes_nothing(sweep: tuple[Path, report.Report]) -> None:
@@ -173,3 +162,50 @@ def test_unknown_names(sweep: tuple[Path, report.Report], capsys: pytest.Capture
     assert "did you mean loss?" in capsys.readouterr().err
     with pytest.raises(UserError, match="no runs at scale dem; did you mean demo"):
         report.build("loss", "dem", out)
+
+
+def printed(built: report.Report, width: int, terminal: bool) -> list[str]:
+    """What the command shows of a report, line by line."""
+    console = Console(file=io.StringIO(), width=width, force_terminal=terminal, no_color=True)
+    report.show(built, console)
+    assert isinstance(console.file, io.StringIO)
+    return re.sub(r"\x1b\[[\d;]*m", "", console.file.getvalue()).splitlines()
+
+
+def test_a_narrow_terminal_keeps_what_matters(sweep: tuple[Path, report.Report]) -> None:
+    """Else the sweep's own metric goes before the others, and sentences break inside words."""
+    _, built = sweep
+    lines = printed(built, 80, terminal=True)
+    head = lines[0]
+    assert head.split()[:5] == ["arm", "n", "k-NN", "top-1", "(%)"]
+    assert "outcome" in head
+    path = str(built.path)
+    assert all(len(line) <= 80 or path in line for line in lines)
+    whole = " ".join(" ".join(lines).split())
+    assert all(f"({v.reason})" in whole for v in built.verdicts)
+    narrow = printed(built, 40, terminal=True)[0]
+    assert narrow.split() == ["arm", "n", "k-NN", "top-1", "(%)"]
+    piped = printed(built, 40, terminal=False)
+    assert any(f"({built.verdicts[2].reason})" in line for line in piped), "a pipe gets whole lines"
+
+
+def test_one_is_no_plural() -> None:
+    """Else a report opens with "1 baselines"."""
+    plan = plan_of({"mse": {"loss": "mse"}}, seeds=1)
+    plan |= {"arms": plan["arms"][:2], "trials": plan["trials"][:2]}
+    found = results.assemble(plan, runs_of(plan))
+    built = report.Report(Path(), found, table.rows(found), (), False)
+    assert "1 arm and 1 baseline; 2 trials in the figures, 0 not" in report.summary(built)
+
+
+def test_settings_have_a_report_of_their_own(sweep: tuple[Path, report.Report]) -> None:
+    """Else a quick look with --set overwrites the report that took a day."""
+    out, built = sweep
+    plan = plan_of({"mse": {"loss": "mse"}}, seeds=2, settings={"optim.epochs": "1"})
+    fill(out, plan, runs_of(plan), updated="9999999999")
+    uri = f"sqlite:///{out / 'mlflow.db'}"
+    assert results.read("loss", None, uri).place == "demo+optim.epochs=1", "it ran last"
+    assert results.read("loss", "demo", uri).arms == built.found.arms
+    assert report.build("loss", "demo+optim.epochs=1", out).path == out / "loss" / "demo+optim.epochs=1"
+    with pytest.raises(UserError, match=r"no runs at scale demo\+optim.epochs=2; did you mean demo\+optim"):
+        results.read("loss", "demo+optim.epochs=2", uri)

@@ -96,7 +96,9 @@ def test_a_cell_that_occurs_twice_runs_once(folder: "Folder") -> None:
             "random_encoder: the same config as epochs=0, so one arm",
         ),
         (
-            "design: ladder\nstages: [axes: {loss: [patch_discrimination]}, axes: {mask.gap: [0, 1]}]\n",
+            "design: ladder\nstages:\n"
+            "  - {axes: {loss: [patch_discrimination]}, select: {loss: patch_discrimination}}\n"
+            "  - axes: {mask.gap: [0, 1]}\n",
             "gap=0: the same config as loss=patch_discrimination, so one arm",
         ),
     ],

@@ -1,7 +1,7 @@
 """Stages in order, each on the winner of the last: the paper's own way through its questions."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,9 @@ from lmim.plan.sweep_file import (
     Sheet,
     SweepFile,
 )
+
+Namer = Callable[[Settings], str]
+"""See `namer`."""
 
 
 class StageFile(Section):
@@ -41,6 +44,35 @@ class Stage:
     winner: Settings | None
 
 
+@dataclass(frozen=True)
+class Step:
+    """A stage with the results so far."""
+
+    stage: Stage
+    tried: Sequence[Cell]
+    means: Sequence[float]
+    """Of each cell, NaN where a seed ended without a metric; none while one trial is missing."""
+    seeds: int
+
+    @property
+    def ranked(self) -> list[tuple[float, Cell]]:
+        """The cells that may win, the best first, of equals the first."""
+        able = [pair for pair in zip(self.means, self.tried, strict=False) if math.isfinite(pair[0])]
+        return sorted(able, key=lambda pair: -pair[0])
+
+    def told(self, name: Namer, metric: str) -> str:
+        """Who won, and by how much."""
+        if self.stage.winner is not None:
+            return f"{name(self.stage.winner)} is fixed by the file"
+        if not self.ranked:
+            return "not decided yet"
+        (best, cell), *others = self.ranked
+        text = f"{cell.name} won with {best:.2f}"
+        if others:
+            text += f", {best - others[0][0]:.2f} more than {others[0][1].name}"
+        return f"{text} (validation {metric}, mean over {self.seeds} seed{'s' * (self.seeds != 1)})"
+
+
 def ladder(file: Keys, sheet: Sheet) -> Design:
     """The stages in order, each on the winners so far, or on the base's values while one is undecided."""
     stages = _stages(file, sheet)
@@ -54,21 +86,15 @@ def ladder(file: Keys, sheet: Sheet) -> Design:
         )
 
     def cells(ids: Ids, results: Results) -> Iterator[Sequence[Cell]]:
-        won: Settings = {}
-        provisional = False
-        for stage in stages:
-            cells = map(together, product(stage.axes))
-            tried = [Cell(name(cell), won | cell, provisional=provisional) for cell in cells]
-            yield tried
-            if stage.winner is not None:
-                won = won | stage.winner
-                continue
-            best = None if provisional else _best(tried, ids, results)
-            provisional = best is None
-            won = best.changes if best else won
+        return (step.tried for step in _climb(stages, name, ids, results))
+
+    def tell(ids: Ids, results: Results) -> Iterator[str]:
+        metric = sheet.metric(file.metric, f"{sheet.where('metric')}: metric").heading
+        for number, step in enumerate(_climb(stages, name, ids, results), 1):
+            yield f"stage {number} ({', '.join(step.stage.axes)}): {step.told(name, metric)}"
 
     count = sum(math.prod(len(values) for values in stage.axes.values()) for stage in stages)
-    return Design(flat(axes), count, cells, selects=selects, by_seed=True)
+    return Design(flat(axes), count, cells, selects=selects, by_seed=True, tell=tell)
 
 
 def _stages(file: Keys, sheet: Sheet) -> list[Stage]:
@@ -104,17 +130,35 @@ def _winner(select: Any, axes: Choices, sheet: Sheet, where: str) -> Settings | 
     return together(winner)
 
 
-def _best(cells: Sequence[Cell], ids: Ids, results: Results) -> Cell | None:
-    """The cell with the highest mean over its trials, the first of equals; None while one trial is missing.
+def _climb(stages: Sequence[Stage], name: Namer, ids: Ids, results: Results) -> Iterator[Step]:
+    """The stages, each on the winner of the last.
+
+    What stands on a winner that is undecided is provisional, and has the base's cell in its place, or the
+    first: any other would make another number of trials, as some of a stage's are those of the one before.
+    """
+    won: Settings = {}
+    provisional = False
+    for stage in stages:
+        cells = map(together, product(stage.axes))
+        tried = [Cell(name(cell), won | cell, provisional=provisional) for cell in cells]
+        step = Step(stage, tried, [] if provisional else _means(tried, ids, results), len(ids(tried[0])))
+        yield step
+        if stage.winner is not None:
+            won = won | stage.winner
+        elif step.ranked:
+            won = step.ranked[0][1].changes
+        else:
+            provisional, base = True, ids(Cell("", won))
+            won = next((cell for cell in tried if ids(cell) == base), tried[0]).changes
+
+
+def _means(cells: Sequence[Cell], ids: Ids, results: Results) -> list[float]:
+    """Each cell's mean over its trials; none while one trial is missing.
 
     A cell of which a seed ended without a metric (it diverged) cannot win.
     """
-    means = []
-    for cell in cells:
-        trials = ids(cell)
-        if any(trial not in results for trial in trials):
-            return None
-        values = [math.nan if (value := results[trial]) is None else value for trial in trials]
-        means.append(sum(values) / len(values))
-    finite = [number for number, mean in enumerate(means) if math.isfinite(mean)]
-    return cells[max(finite, key=means.__getitem__)] if finite else None
+    trials = [ids(cell) for cell in cells]
+    if any(trial not in results for one in trials for trial in one):
+        return []
+    values = [[math.nan if (found := results[trial]) is None else found for trial in one] for one in trials]
+    return [sum(one) / len(one) for one in values]

@@ -47,6 +47,47 @@ def test_ladder_waits_for_each_winner(folder: "Folder") -> None:
     assert [t.id for t in after.trials][:6] == [t.id for t in sweep.trials][:6]
 
 
+def test_a_ladder_says_who_won_and_by_how_much(folder: "Folder") -> None:
+    """Else one must find out from the table why later arms are what they are, and are called so."""
+    sweep = folder.load(LADDER)
+    assert sweep.choices == (
+        "stage 1 (loss): not decided yet",
+        "stage 2 (mask.gap): gap=1 is fixed by the file",
+        "stage 3 (decoder.cues): not decided yet",
+    )
+    scores = {"mse": 1.0, "cosine": 3.0, "patch_discrimination": 2.5}
+    after = sweep.replan({t.id: scores[kind(t)] + t.seed for t in sweep.trials if not t.provisional})
+    assert after.choices == (
+        "stage 1 (loss): loss=cosine won with 3.50, 0.50 more than loss=patch_discrimination "
+        "(validation k-NN top-1 (%), mean over 2 seeds)",
+        "stage 2 (mask.gap): gap=1 is fixed by the file",
+        "stage 3 (decoder.cues): not decided yet",
+    )
+    assert after.notes == (
+        "gap=0: the same config as loss=cosine, so one arm",
+        "cues=true: the same config as gap=1, so one arm",
+    )
+    assert {t.arm for t in after.trials} >= {"loss=cosine", "gap=1", "cues=false"}
+
+
+@pytest.mark.parametrize("losses", ["[mse, cosine]", "[cosine, mse, patch_discrimination]"])
+def test_as_many_trials_run_as_were_announced(folder: "Folder", losses: str) -> None:
+    """Else a plan of 8 trials runs 6, as the base's own arm is not among those that may win."""
+    sweep = folder.load(
+        f"design: ladder\nseeds: [0, 1]\nstages:\n  - axes: {{loss: {losses}}}\n"
+        "  - axes: {mask.gap: [0, 1]}\n  - axes: {decoder.cues: [true, false]}\n"
+    )
+    announced = len(sweep.trials)
+    for score in (1.0, -1.0):  # the last of each stage wins, or the first
+        climbed = sweep
+        for _ in range(3):
+            climbed = climbed.replan(
+                {t.id: score * n for n, t in enumerate(climbed.trials) if not t.provisional}
+            )
+            assert len(climbed.trials) == announced
+        assert not any(t.provisional for t in climbed.trials)
+
+
 def test_ladder_passes_over_an_arm_that_diverged(folder: "Folder") -> None:
     """Else an arm that fails on one seed of two could win on the other, or the ladder stop at it."""
     sweep = folder.load(LADDER)
