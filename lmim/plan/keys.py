@@ -66,8 +66,8 @@ def said(schema: Json) -> str:
         "null": "nothing",
         "string": "text",
         "boolean": "true, false",
-        "object": "mapping",
-        "array": "list",
+        "object": "a mapping",
+        "array": "a list",
     }
     bounds = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
     found = [f"{sign} {word(schema[bound])}" for bound, sign in bounds.items() if bound in schema]
