@@ -50,7 +50,7 @@ def flops(config: Config, channels: int, classes: int) -> dict[str, Any]:
     side = config.data.image_size
     images = torch.empty(IMAGES, channels, side, side, device="meta")
     with torch.no_grad(), FlopCounterMode(display=False) as encoding:
-        width = objective.features(images).shape[1]
+        width = objective.eval().features(images).shape[1]
     learns = config.optim.epochs and any(parameter.requires_grad for parameter in objective.parameters())
     return {
         "step": _step(objective, setup) if learns else 0.0,
@@ -66,8 +66,10 @@ def _step(objective: objectives.Objective, setup: Setup) -> float:
     own = {name: _on_meta(tensor) for name, tensor in draw.own.items()}
     scheduled = {name: torch.tensor(value, device="meta") for name, value in objective.scheduled(0.5).items()}
     labels = torch.empty(IMAGES, dtype=torch.int64, device="meta")
-    with FlopCounterMode(display=False) as counter:
-        figures = objective(torch.empty(shape, device="meta"), labels, own, scheduled)
+    with FlopCounterMode(display=False) as counter, torch.device("meta"):
+        figures = objective.train()(torch.empty(shape, device="meta"), labels, own, scheduled)
+        if "loss" not in figures:
+            raise UserError(f"forward: expected figures with a loss among them, found {', '.join(figures)}")
         figures["loss"].backward()
     total: int = counter.get_total_flops()
     return total / IMAGES

@@ -284,6 +284,9 @@ def _describe(source: str, name: str, place: Place, file: str) -> Variant:
                 raise ValueError(f"{file}:{one.lineno}: {one.arg}: expected a default, its neutral value")
             reads.append(one.arg)
         else:
+            if unbound := sorted(_names(one.annotation) - _bound(tree)):
+                hint = f": from lmim.variants import {unbound[0]}" if unbound[0] in TYPES else ""
+                raise ValueError(f"{file}:{one.lineno}: {one.arg}: {unbound[0]} is not imported there{hint}")
             settings[one.arg] = _setting(one, default, file, _texts(found, tree, defined))
     meaning = (ast.get_docstring(found) or "").partition("\n")[0]
     return Variant(meaning, settings, tuple(reads), _constants(tree))
@@ -294,6 +297,23 @@ def _texts(node: ast.stmt, tree: ast.Module, defined: Mapping[str, ast.stmt]) ->
     bases = [defined[name] for base in getattr(node, "bases", ()) if (name := ast.unparse(base)) in defined]
     above = [text for base in bases for text in _texts(base, tree, defined)]
     return [ast.get_docstring(node) or "", *above, ast.get_docstring(tree) or ""]  # type: ignore[arg-type]
+
+
+def _names(annotation: ast.expr | None) -> set[str]:
+    """The names that Python looks up when it reads an annotation."""
+    return {node.id for node in ast.walk(annotation) if isinstance(node, ast.Name)} if annotation else set()
+
+
+def _bound(tree: ast.Module) -> set[str]:
+    """The names that a module has; all that a setting may be made of where it cannot be told."""
+    found = {*dir(builtins)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            found |= {(name.asname or name.name).partition(".")[0] for name in node.names}
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+    # annotations that stay text, or a star: nothing to say
+    return found | set(TYPES) if found & {"annotations", "*"} else found
 
 
 def _method(node: ast.ClassDef, name: str, defined: Mapping[str, ast.stmt]) -> ast.FunctionDef | None:

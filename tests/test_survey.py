@@ -14,6 +14,8 @@ from lmim import survey
 from lmim.bench import Steps
 from lmim.config import Config, merge
 from lmim.data import open_dataset
+from lmim.errors import UserError
+from tests.objectives.test_objectives import CONTRAST, mine
 
 SMALL: dict[str, Any] = {"projector.width": 128, "run.device": "cpu", "data.name": "digits"}
 
@@ -86,3 +88,12 @@ def test_a_question_that_fails_leaves_the_others_answered() -> None:
     assert missing["user"]
     assert missing["error"].startswith("data.path: /nowhere is not a folder")
     assert (found["train"], flops["width"]) == (1213, 400)
+
+
+def test_an_objective_of_ones_own_is_counted_as_it_is_trained() -> None:
+    """Otherwise what trains well cannot be planned; or a forward without a loss is a KeyError."""
+    found = survey.flops(mine(), 1, 10)
+    assert found["step"] > 2 * found["encode"] > 0
+    lossless = {"mine.py": CONTRAST.replace('return {"loss": loss, ', "return {")}
+    with pytest.raises(UserError, match="forward: expected figures with a loss among them, found contrast"):
+        survey.flops(mine().model_copy(update={"sources": lossless}), 1, 10)

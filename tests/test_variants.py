@@ -86,6 +86,11 @@ def test_the_users_own_variant_is_described_and_runs() -> None:
         ("loss", "odd.py:f", r"odd.py:1: delta: expected a setting such as"),
         ("loss", "call.py:f", r"call.py:1: delta: expected a setting such as"),
         ("loss", "bare.py:f", r"bare.py:1: delta: expected a default"),
+        (
+            "loss",
+            "name.py:f",
+            r"name.py:1: tau: Positive is not imported there: from lmim.variants import Posi",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_variant_is_said_when_it_is_planned(
@@ -98,6 +103,7 @@ def test_what_is_wrong_with_a_variant_is_said_when_it_is_planned(
         "odd.py": "def f(p, t, *, delta=1.0): ...",
         "call.py": "def f(p, t, *, delta: print(1) = 1.0): ...",
         "bare.py": "def f(p, t, *, delta: float): ...",
+        "name.py": "def f(p, t, *, tau: Positive = 1.0): ...",
     }
     with pytest.raises(ValueError, match=expected):
         variants.describe(section, ref, sources)
@@ -122,3 +128,19 @@ def test_the_source_is_looked_for_beside_the_sweep(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no_such_module"):
         variants.read_source("no_such_module:x", tmp_path)
     assert "def main" in variants.read_source("json.tool:main", tmp_path)[1]
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "from lmim.variants import Positive",
+        "from lmim.variants import *",
+        "from __future__ import annotations",
+        "import lmim.variants\nPositive = lmim.variants.Positive",
+    ],
+)
+def test_a_type_that_is_there_may_be_named(head: str) -> None:
+    """Else a file that runs is refused."""
+    sources = {"mine.py": f"{head}\ndef f(p, t, *, tau: Positive = 1.0): ..."}
+    assert variants.describe("loss", "mine.py:f", sources).settings["tau"].neutral == 1.0
+    assert variants.load("loss", "mine.py:f", sources)

@@ -66,7 +66,7 @@ def said(schema: Json) -> str:
         "null": "nothing",
         "string": "text",
         "boolean": "true, false",
-        "object": "mapping",
+        "object": "a mapping",
         "array": "a list",
     }
     bounds = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}

@@ -151,11 +151,44 @@ def serial(root: Path, stop: Stop) -> Iterator[Executor]:
     yield execute
 
 
+ANSWER_SECONDS = 10.0
+"""A cluster that says nothing for so long is none."""
+HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+"""What a client of gRPC, which Ray speaks, begins with: the preface of HTTP/2 and its empty settings."""
+
+
+def answering(address: str) -> str:
+    """The address of a cluster, once something that speaks gRPC answers; `auto` is the last one started here.
+
+    Raises:
+        UserError: nothing does. Ray itself would try for minutes, and print what it tries.
+    """
+    place = os.environ.get("RAY_ADDRESS", "") if address == "auto" else address
+    try:
+        if address == "auto" and not place:
+            folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+            place = Path(folder, "ray", "ray_current_cluster").read_text(encoding="utf-8").strip()
+        if ":" in place:
+            host, _, port = place.removeprefix("ray://").rpartition(":")
+            with socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_SECONDS) as link:
+                link.sendall(HELLO)
+                if link.recv(9)[3:4] != b"\4" and not os.environ.get("RAY_USE_TLS"):  # no settings in return
+                    raise ConnectionError("what listens there is no Ray")
+    except (OSError, ValueError) as error:
+        said = f" ({brief(error)})"
+        if isinstance(error, FileNotFoundError):
+            said = ": none was started on this machine; give its address"
+        at = f" at {place}" if place not in ("", address) else " there"
+        raise UserError(f"--address {address}: no Ray cluster answers{at}{said}") from None
+    return place
+
+
 @contextlib.contextmanager
 def on_ray(
     root: Path, stop: Stop, address: str | None, limit: int | None, dashboard: bool
 ) -> Iterator[Executor]:
     """Ray Tune, on a cluster of our own that lets no stranger in, or on the one that was named."""
+    place = address and answering(address)
     scratch = Path(tempfile.mkdtemp(prefix="lmim-", dir="/tmp" if os.path.isdir("/tmp") else None))
     found = local_resources()
     # before the import, which reads them
@@ -184,11 +217,8 @@ def on_ray(
     }
     try:
         try:
-            if address and ":" in address:  # Ray itself would try for minutes
-                host, _, port = address.removeprefix("ray://").rpartition(":")
-                socket.create_connection((host, int(port)), timeout=10).close()
             ray.init(
-                address=address or "local",
+                address=place or "local",
                 log_to_driver=False,
                 logging_level=logging.ERROR,
                 **(own if address is None else {}),

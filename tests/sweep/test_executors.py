@@ -2,8 +2,10 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import psutil
@@ -11,7 +13,8 @@ import pytest
 
 from lmim.config import Config
 from lmim.errors import UserError
-from lmim.sweep.executors import Resources, Stop
+from lmim.sweep import executors
+from lmim.sweep.executors import Resources, Stop, answering
 from tests.sweep.running import REPOSITORY
 
 
@@ -55,12 +58,13 @@ def test_the_cluster_lets_no_stranger_in(tmp_path: Path) -> None:
         assert cluster.stdout is not None
         address = cluster.stdout.readline().strip()
         assert cluster.stdout.readline() == "worked\n"
+        assert answering(address) == address
         processes = [psutil.Process(cluster.pid), *psutil.Process(cluster.pid).children(recursive=True)]
         listening = [
-            (process.name(), socket.laddr.ip)
+            (process.name(), opened.laddr.ip)
             for process in processes
-            for socket in process.net_connections("inet")
-            if socket.status == psutil.CONN_LISTEN
+            for opened in process.net_connections("inet")
+            if opened.status == psutil.CONN_LISTEN
         ]
         assert {"gcs_server", "raylet"} <= {name for name, _ in listening}
         assert {ip for _, ip in listening} <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}, listening
@@ -84,6 +88,31 @@ def test_the_cluster_lets_no_stranger_in(tmp_path: Path) -> None:
     finally:
         cluster.communicate(timeout=60)
     assert cluster.returncode == 0
+
+
+@pytest.mark.parametrize("says", [None, b"", b"HTTP/1.1 400 Bad Request\r\n\r\n"])
+def test_a_cluster_that_is_gone_is_said_in_one_line(
+    says: bytes | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise a record that a cluster left behind makes the command hang for minutes, among Ray's logs."""
+    monkeypatch.setattr(executors, "ANSWER_SECONDS", 0.2)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(UserError, match="--address auto: no Ray cluster answers there: none was started"):
+        answering("auto")
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        place = "{}:{}".format(*listener.getsockname())
+        if says is not None:  # another program has the port by now; one is silent
+            listener.listen()
+            if says:
+                threading.Thread(target=lambda: listener.accept()[0].sendall(says), daemon=True).start()
+        (tmp_path / "ray").mkdir()
+        (tmp_path / "ray" / "ray_current_cluster").write_text(f"{place}\n")
+        with pytest.raises(UserError) as caught:
+            answering("auto")
+    assert str(caught.value).startswith(f"--address auto: no Ray cluster answers at {place} (")
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
