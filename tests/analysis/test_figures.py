@@ -62,7 +62,7 @@ def test_a_caption_of_many_settings_stays_on_the_page(name: str) -> None:
     figure = drawn({f"optim.setting{number}": "0.125" for number in range(12)})[name]
     canvas = figure.canvas
     assert isinstance(canvas, FigureCanvasAgg)
-    canvas.draw()
+    canvas.draw()  # type: ignore[no-untyped-call]
     width = figure.bbox.width
     texts = [text for text in figure.findobj(match=Text) if "setting11" in text.get_text()]
     assert texts

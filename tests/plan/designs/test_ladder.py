@@ -60,8 +60,8 @@ def test_a_ladder_says_who_won_and_by_how_much(folder: "Folder") -> None:
     assert after.choices == (
         "stage 1 (loss): loss=cosine won with 3.50, 0.50 more than loss=patch_discrimination "
         "(validation k-NN top-1 (%), mean over 2 seeds)",
-        "stage 2 (gap): gap=1 is fixed by the file; gap=0 is loss=cosine of before, trained once and named so",
-        "stage 3 (cues): not decided yet; cues=true is gap=1 of before, trained once and named so",
+        "stage 2 (gap): gap=1 is fixed by the file; gap=0 is loss=cosine, and keeps that name",
+        "stage 3 (cues): not decided yet; cues=true is gap=1, and keeps that name",
     )
     assert {t.arm for t in after.trials} >= {"loss=cosine", "gap=1", "cues=false"}
 
@@ -77,9 +77,8 @@ def test_as_many_trials_run_as_were_announced(folder: "Folder", losses: str) -> 
     for score in (1.0, -1.0):  # the last of each stage wins, or the first
         climbed = sweep
         for _ in range(3):
-            climbed = climbed.replan(
-                {t.id: score * n for n, t in enumerate(climbed.trials) if not t.provisional}
-            )
+            settled = [trial.id for trial in climbed.trials if not trial.provisional]
+            climbed = climbed.replan({trial: score * number for number, trial in enumerate(settled)})
             assert len(climbed.trials) == announced
         assert not any(t.provisional for t in climbed.trials)
 
