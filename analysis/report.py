@@ -273,8 +273,11 @@ def _say(console: Console, label: str, text: str, style: str = "") -> None:
     """A line behind its label; a terminal gets it broken between words, a file as it is."""
     if console.is_terminal:
         width = max(console.width - LABEL - 2, 20)
-        lines = textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)
-        text = f"\n{' ' * (LABEL + 2)}".join(lines)
+        over = " " * (len(label) - LABEL)  # a long label takes of the first line
+        wrapper = textwrap.TextWrapper(
+            width, initial_indent=over, break_long_words=False, break_on_hyphens=False
+        )
+        text = f"\n{' ' * (LABEL + 2)}".join(wrapper.wrap(text)).removeprefix(over)
     console.print(Text.assemble((label.rjust(LABEL), style), "  ", text), soft_wrap=True, highlight=False)
 
 

@@ -77,5 +77,9 @@ display(HTML(grid("trial arm seed reason", report["excluded"], "None: every plan
 # ## Provenance
 
 # %%
-columns = "trial arm seed outcome commit replayed_on dataset_version python torch timm device host run"
-display(HTML(grid(columns, trials)))
+columns = ["commit", "replayed_on", "dataset_version", "python", "torch", "timm", "device", "host"]
+alike = [key for key in columns if len({trial[key] for trial in trials}) == 1 and trials[0][key]]
+same = ", ".join(f"{key.replace('_', ' ')} {trials[0][key]}" for key in alike)
+other = [key for key in columns if key not in alike and any(trial[key] for trial in trials)]
+display(HTML(f"<p>Of every trial: {escape(same)}.</p>" if same else ""))
+display(HTML(grid(" ".join(["trial", "arm", "seed", "outcome", *other, "run"]), trials)))

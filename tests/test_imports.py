@@ -11,7 +11,15 @@ LAYERS = (
     ("lmim.bench",),
     ("lmim.sweep",),
     ("lmim.analysis",),
-    ("lmim.interop", "lmim.migrate", "lmim.replay", "lmim.survey", "lmim.tracking", "lmim.train.__main__"),
+    (
+        "lmim.interop",
+        "lmim.loading",
+        "lmim.migrate",
+        "lmim.replay",
+        "lmim.survey",
+        "lmim.tracking",
+        "lmim.train.__main__",
+    ),
     ("lmim.pages",),
     ("lmim.train",),
     ("lmim.evaluate",),
@@ -32,9 +40,10 @@ LAYERS = (
 def imported(source: str, module: str, package: bool = False) -> Iterator[str]:
     """Absolute dotted names that the source of `module` imports, at any depth of nesting.
 
-    `from a import b` may name a module or its content, so it counts as `a.b`.
+    `from a import b` may name a module or its content, so it counts as `a.b`. The package's own front door is
+    above and below all the others: every import passes it, and only who calls `load_trial` gets what it does.
     """
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.parse(source).body if module == "lmim" else ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):

@@ -94,7 +94,9 @@ def summary(plan: Plan) -> str:
         "trained": "to judge",
         "new": "to do",
     }
-    counts = [(len(plan.where(status)), word) for status, word in words.items()]
+    # a trial whose winner is undecided is not the one that will run, however that one stands
+    counts = [(sum(not t.provisional for t in plan.where(status)), word) for status, word in words.items()]
+    counts += [(len({t.id for t in plan.sweep.trials if t.provisional}), "waiting for a winner")]
     said = ", ".join(f"{count} {word}" for count, word in counts if count) or "no trials"
     excluded = len(plan.excluded())
     return f"{said}; {excluded} of those done of other code and in no table" if excluded else said

@@ -164,6 +164,24 @@ def test_unknown_names(sweep: tuple[Path, report.Report], capsys: pytest.Capture
         report.build("loss", "dem", out)
 
 
+def test_a_report_says_what_a_number_cannot(tmp_path: Path) -> None:
+    """Else a claim made afterwards looks like a prediction, and a p-value of 0 like certainty."""
+    plan = plan_of({"mse": {"loss": "mse"}, "cosine": {"loss": "cosine"}}, seeds=3)
+    plan |= {"claims": ["raw_pixels > mse"], "stated": {"raw_pixels > mse on eval/knn_top1": 2e9}}
+    runs = runs_of(plan)
+    runs[1] = replace(runs[1], device="H100")
+    fill(tmp_path, plan, runs)
+    built = report.build("loss", None, tmp_path)
+    page = (built.path / "report.html").read_text(encoding="utf-8")
+    assert '<td class="supported post hoc">supported, post hoc</td>' in page
+    assert "<td>&lt; 0.001</td>" in page
+    assert "python 3.11.9, torch 2.15.0, timm 1.0.31, host node7." in page
+    assert "<td>H100</td>" in page
+    (said,) = json.loads((built.path / "verdicts.json").read_text(encoding="utf-8"))
+    assert (said["verdict"], said["post_hoc"]) == ("supported", True)
+    assert all(len(line) <= 60 or "/" in line for line in printed(built, 60, terminal=True))
+
+
 def printed(built: report.Report, width: int, terminal: bool) -> list[str]:
     """What the command shows of a report, line by line."""
     console = Console(file=io.StringIO(), width=width, force_terminal=terminal, no_color=True)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from lmim.analysis import results, table
+from lmim.analysis import load, results, table
 from lmim.errors import UserError
 from lmim.plan.sweep_file import SweepFile
 from tests.analysis.builders import BASELINES, PLAN, RUNS, fill, plan_of
@@ -133,3 +133,19 @@ def test_garbage_is_no_database(tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").write_text("garbage")
     with pytest.raises(UserError, match="not a database"):
         results.read("loss", "demo", f"sqlite:///{tmp_path / 'mlflow.db'}")
+
+
+def test_a_sweep_as_a_frame(tmp_path: Path) -> None:
+    """Else whoever wants another figure than the report's must read MLflow, and decide anew what counts."""
+    runs = [*RUNS]
+    runs[1] = replace(runs[1], status="failed")
+    uri = fill(tmp_path, PLAN, runs)
+    frame = load("loss", out=tmp_path)
+    assert frame.equals(load("loss", "demo", uri=uri))
+    assert [*frame.columns[:6]] == ["trial", "arm", "baseline", "seed", "loss", "outcome"]
+    assert len(frame) == len(RUNS) - 1
+    means = frame[~frame.baseline].groupby("loss")["eval/knn_top1"].mean()
+    assert means["mse"] == pytest.approx((6.7 + 7.1) / 2)
+    assert frame[frame.arm == "raw_pixels"]["eval/rank_ratio"].isna().all()
+    with pytest.raises(UserError, match="did you mean loss"):
+        load("lose", out=tmp_path)

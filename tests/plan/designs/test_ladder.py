@@ -81,9 +81,8 @@ def test_as_many_trials_run_as_were_announced(folder: "Folder", losses: str) -> 
     for score in (1.0, -1.0):  # the last of each stage wins, or the first
         climbed = sweep
         for _ in range(3):
-            climbed = climbed.replan(
-                {t.id: score * n for n, t in enumerate(climbed.trials) if not t.provisional}
-            )
+            settled = [trial.id for trial in climbed.trials if not trial.provisional]
+            climbed = climbed.replan({trial: score * number for number, trial in enumerate(settled)})
             assert len(climbed.trials) == announced
         assert not any(t.provisional for t in climbed.trials)
 

@@ -1,0 +1,51 @@
+"""A finished trial, back from its folder: `lmim.load_trial`."""
+
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+
+from lmim.config import Config
+from lmim.errors import UserError, brief
+from lmim.objectives import Objective, Setup, build
+from lmim.plan import facts
+from lmim.train import checkpoint
+from lmim.trial.folder import TrialFolder
+
+
+@dataclass(frozen=True)
+class LoadedTrial:
+    """What a trial was, what it learned, and what was measured of it."""
+
+    config: Config
+    encoder: Objective
+    """In evaluation mode, on the CPU; `features(images)` of normalised images is what protocols judge."""
+    metrics: dict[str, float]
+    """The newest of training, and those of every evaluation, by their full names."""
+
+
+def load_trial(folder: str | Path) -> LoadedTrial:
+    """Read a trial from `<out>/trials/<id>`; no code is unpickled.
+
+    Raises:
+        UserError: there is no such trial, or nothing in it that can be read.
+    """
+    path = Path(folder).resolve()
+    trial = TrialFolder(path.parent, path.name)
+    config, state = trial.config(), trial.state()
+    try:
+        saved = checkpoint.load(trial.checkpoint)
+    except FileNotFoundError:
+        raise UserError(f"{trial.checkpoint}: no checkpoint yet; the trial is {state.status}") from None
+    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        raise UserError(f"{trial.checkpoint}: cannot be read ({brief(error)})") from None
+    data = facts.data_of(config)  # of data that are not here, as if they were ImageNet
+    shape = config.data.image_size, data.channels, data.classes
+    encoder = build(config, Setup(*shape, config.data.crop_scale, config.data.flip, config.sources))
+    try:
+        encoder.load_state_dict(saved["objective"])
+    except RuntimeError as error:
+        reason = data.error or "the weights are of another model"
+        raise UserError(f"{trial.checkpoint}: does not fit ({reason}): {brief(error)}") from None
+    judged = [result for result in trial.results() if result.data_version == (config.data.version or "")]
+    metrics = dict(state.metrics) | {k: v for result in judged for k, v in result.metrics.items()}
+    return LoadedTrial(config, encoder.eval(), metrics)
