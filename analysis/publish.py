@@ -5,13 +5,14 @@ import logging
 import math
 import re
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lmim import pages
 from lmim.analysis.claims import CONTRADICTED, SUPPORTED, UNDECIDED, Verdict
-from lmim.analysis.results import Results, reading
+from lmim.analysis.results import Results, count, reading
 from lmim.analysis.table import Row, escaped
 from lmim.errors import UserError
 
@@ -23,6 +24,8 @@ log = logging.getLogger(__name__)
 DIGEST = "lmim.report"
 """The tag that says which report a run has; it is written last."""
 VERDICT = "lmim.verdict."
+WORDS = (SUPPORTED, CONTRADICTED, UNDECIDED)
+LONGEST = 7900  # MLflow takes 8000 characters
 BATCH = 90  # MLflow takes 100 tags at once, and 1000 metrics
 
 
@@ -47,8 +50,7 @@ def publish(
             for name in files:
                 client.log_artifact(found.parent, str(folder / name))
             _log_means(client, found.parent, means(rows, verdicts), run.data.metrics)
-            links = pages.links(run.info.experiment_id, found.parent)
-            tags = told(verdicts) | {pages.NOTE: description(folder, links)}
+            tags = told(verdicts) | {pages.NOTE: description(found, verdicts, folder)}
             for name in run.data.tags.keys() - tags.keys():
                 if name.startswith(VERDICT):  # of a claim that the file makes no longer
                     client.delete_tag(found.parent, name)
@@ -64,18 +66,16 @@ def means(rows: Sequence[Row], verdicts: Sequence[Verdict]) -> dict[str, float]:
     Called mean/<metric>/<arm>: what is to be compared, the arms under one metric, then stands together in
     MLflow's lists, which are sorted; no name is a trial's own; and what MLflow takes in no name is replaced.
     """
-    found: dict[str, float] = {}
-    for row in rows:
-        for metric, interval in row.metrics.items():
+    words = [verdict.verdict for verdict in verdicts]
+    found = {f"claims/{word}": float(words.count(word)) for word in WORDS}
+    for metric in rows[0].metrics if rows else ():
+        for row in rows:
             name = f"mean/{metric}/{_accepted(row.arm)}"
             while name in found:  # two arms that differ in what was replaced
                 name += "_"
-            if interval.mean is not None:
-                found[name] = interval.mean
-    words = [verdict.verdict for verdict in verdicts]
-    return found | {
-        f"claims/{word}": float(words.count(word)) for word in (SUPPORTED, CONTRADICTED, UNDECIDED)
-    }
+            mean = row.metrics[metric].mean
+            found[name] = math.nan if mean is None else mean
+    return {name: value for name, value in found.items() if math.isfinite(value)}
 
 
 def _accepted(arm: str) -> str:
@@ -91,17 +91,26 @@ def told(verdicts: Sequence[Verdict]) -> dict[str, str]:
     """A tag for each claim, in the file's order."""
     width = len(str(len(verdicts)))
     return {
-        f"{VERDICT}{number:0{width}}": f"{verdict.verdict}: {verdict.claim}"
+        f"{VERDICT}{number:0{width}}": f"{verdict.words}: {verdict.claim}"
         for number, verdict in enumerate(verdicts, 1)
     }
 
 
-def description(folder: Path, links: str) -> str:
-    """The run's description: the question, the table and the verdicts, and what they stand on."""
+def description(found: Results, verdicts: Sequence[Verdict], folder: Path) -> str:
+    """The run's description: the question and the answer first, for MLflow folds away what follows."""
     summary = json.loads((folder / "report.json").read_text(encoding="utf-8"))["summary"]
-    table = (folder / "table.md").read_text(encoding="utf-8")
-    question, _, rest = table.partition("\n\n")
-    return f"{question}\n\n{escaped(summary)}\n\n{rest}\nThe whole is report.html, under Artifacts. {links}\n"
+    question, _, table = (folder / "table.md").read_text(encoding="utf-8").partition("\n\n")
+    counted = Counter(verdict.verdict for verdict in verdicts)
+    answer = ", ".join(f"{counted[word]} {word}" for word in WORDS if counted[word])
+    first = [f"{count(len(verdicts), 'claim')}: {answer}"] if verdicts else []
+    whole = f"[report]({pages.page(found.experiment, found.parent, '/artifacts/report.html')})"
+    first += [whole, pages.links(found.experiment, found.parent)]
+    text = "\n\n".join([question, " · ".join(first), escaped(summary), table])
+    return (
+        text
+        if len(text) <= LONGEST
+        else text[:LONGEST].rpartition("\n")[0] + "\n\nThe rest is in the report."
+    )
 
 
 def _log_means(client: "MlflowClient", run: str, new: dict[str, float], old: dict[str, float]) -> None:

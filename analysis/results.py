@@ -104,6 +104,7 @@ class Results:
     excluded: tuple[Excluded, ...]
     digest: str
     """Of all that was read."""
+    experiment: str = ""
     parent: str = ""
     """The sweep's run in MLflow."""
     code: str = ""
@@ -315,7 +316,7 @@ def _read(client: "MlflowClient", name: str, scale: str | None) -> Results:
         runs += [_trial(run) for run in page]
         token = page.token
         if not token:
-            return replace(assemble(plan, runs), parent=parent.info.run_id)
+            return replace(assemble(plan, runs), experiment=where[0], parent=parent.info.run_id)
 
 
 def _place(parent: Any) -> str:

@@ -6,38 +6,49 @@ key; here it is made for every sweep. A version that does not know the tag shows
 """
 
 import json
+import shlex
 from collections.abc import Mapping
 
+from lmim.errors import redacted
+from lmim.metrics import RANK_RATIO, full_name
 from lmim.plan.record import Record
 
 NOTE = "mlflow.note.content"
 """The tag that MLflow shows as a description, of a run or of an experiment; in Markdown."""
+TRAINING = "workflowType=machine_learning"
+"""Of an address: MLflow's pages on training, not on language models."""
 SECTIONS = ("eval", "train", "collapse", "system")
 """Of the charts: the parts of the metrics' names before the slash, the most telling first."""
 
 
-def addresses(experiment: str, parent: str) -> dict[str, str]:
-    """Where a sweep's pages are: what each shows -> the end of its address, after the server's.
+def page(experiment: str, parent: str, tab: str = "") -> str:
+    """The end of the address of a sweep's own page, after the server's; or of a tab of it.
 
-    >>> addresses("1", "b2")["the sweep"]
-    '#/experiments/1/runs/b2?workflowType=machine_learning'
+    >>> page("1", "b2", "/artifacts")
+    '#/experiments/1/runs/b2/artifacts?workflowType=machine_learning'
     """
-    runs, training = f"#/experiments/{experiment}/runs", "workflowType=machine_learning"
-    view = f"{runs}?{training}&viewStateShareKey={parent}"
-    return {
-        "the sweep": f"{runs}/{parent}?{training}",
-        "trials by arm and seed": view,
-        "charts by arm": f"{view}&compareRunsMode=CHART",
-    }
+    return f"#/experiments/{experiment}/runs/{parent}{tab}?{TRAINING}"
 
 
 def links(experiment: str, parent: str) -> str:
-    """The same in Markdown.
+    """Links to the views of a sweep's trials, in Markdown."""
+    view = f"#/experiments/{experiment}/runs?{TRAINING}&viewStateShareKey={parent}"
+    return f"[trials by arm and seed]({view}) · [charts by arm]({view}&compareRunsMode=CHART)"
 
-    >>> links("1", "b2").split(" · ")[0]
-    '[the sweep](#/experiments/1/runs/b2?workflowType=machine_learning)'
+
+def how_to_open(uri: str, experiment: str, parent: str) -> str:
+    """What to type, or to open, to see the sweep there.
+
+    >>> how_to_open("sqlite:////r/mlflow.db", "1", "b2")[:65]
+    'mlflow ui --backend-store-uri sqlite:////r/mlflow.db, then open h'
+    >>> how_to_open("https://me:secret@host/", "1", "b2")[:35]
+    'https://host/#/experiments/1/runs/b'
     """
-    return " · ".join(f"[{text}]({end})" for text, end in addresses(experiment, parent).items())
+    shown = redacted(uri).rstrip("/")
+    if uri.startswith("http"):
+        return f"{shown}/{page(experiment, parent)}"
+    start = f"mlflow ui --backend-store-uri {shlex.quote(shown)}"
+    return f"{start}, then open http://127.0.0.1:5000/{page(experiment, parent)}"
 
 
 def experiment_tags(plan: Record, experiment: str, parent: str, present: Mapping[str, str]) -> dict[str, str]:
@@ -46,22 +57,28 @@ def experiment_tags(plan: Record, experiment: str, parent: str, present: Mapping
     `present` are the experiment's tags: what somebody wrote into its description stays.
     """
     described = present.get(NOTE, "")
-    if parent not in described:
-        line = f"**{plan.name} {plan.place}**: {links(experiment, parent)}"
-        described = f"{described}\n\n{line}".strip()
+    # the newest comes first, for MLflow folds away the others; it takes 20,000 characters
+    if parent not in described and len(described) < 15_000:
+        line = f"[**{plan.name} {plan.place}**]({page(experiment, parent)}): {links(experiment, parent)}"
+        described = f"{line}\n\n{described}".strip()
     judged = [metric.name for one in plan.evaluations for metric in one.metrics.values()]
+    found = list(dict.fromkeys([full_name(plan.metric), *judged, RANK_RATIO]))
     tags = [f"tags.`lmim.{name}`" for name in ("arm", "seed", "outcome")]
     view = {
         "searchFilter": f"tags.`mlflow.parentRunId` = '{parent}'",
         "orderByKey": "tags.`mlflow.runName`",
         "orderByAsc": True,
-        "selectedColumns": [*(f"metrics.`{name}`" for name in judged), *tags],
+        "selectedColumns": [*(f"metrics.`{name}`" for name in found), *tags],
         "groupBy": {
             "aggregateFunction": "average",
             "groupByKeys": [{"mode": "tag", "groupByData": "lmim.arm"}],
         },
         "runsHiddenMode": "SHOW_ALL",
-        "compareRunCharts": [],  # MLflow adds one for each metric, to the section of its name
+        # MLflow adds a line for each other metric, to the section of its name; of what is measured once it
+        # would draw a line of one point
+        "compareRunCharts": [
+            {"uuid": name, "type": "BAR", "metricKey": name, "metricSectionId": "eval"} for name in found
+        ],
         "compareRunSections": [
             {"uuid": name, "name": name, "display": True, "isReordered": True} for name in SECTIONS
         ],

@@ -1,25 +1,22 @@
 """MLflow holds what the folders hold: each point once, whatever was killed, and whenever it was fed."""
 
-import contextlib
 import json
 import logging
 import math
-import os
 import signal
-import socket
-import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from getpass import getuser
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from lmim import tracking
+from lmim import pages
 from lmim.config import Config
 from lmim.errors import UserError
 from lmim.plan.ablation import Arm, load
@@ -28,6 +25,7 @@ from lmim.tracking import Tracker, connect, default_uri, main, sync
 from lmim.trial.code import code_digest, code_version
 from lmim.trial.evaluation import Evaluation, read_evaluations
 from lmim.trial.folder import Replay, TrialFolder
+from tests.mlflow_server import Server, new_database, serving
 from tests.trial.builders import record
 
 if TYPE_CHECKING:
@@ -92,12 +90,7 @@ class Stage:
 
 @pytest.fixture(scope="module")
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """MLflow's tables, made once: they take 1.5 s."""
-    file = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    connect(f"sqlite:///{file}")
-    with contextlib.closing(sqlite3.connect(file)) as database:  # from the write-ahead log into the file
-        database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    return file.read_bytes()
+    return new_database(tmp_path_factory.mktemp("mlflow"))
 
 
 @pytest.fixture
@@ -155,6 +148,57 @@ def test_what_a_finished_sweep_leaves_in_mlflow(stage: Stage) -> None:
 
     failed = stage.child("cosine")
     assert (failed.info.status, failed.data.tags["lmim.error"]) == ("FAILED", "out of memory")
+
+
+def test_a_run_says_who_made_it_from_what(stage: Stage) -> None:
+    """MLflow's columns of user, source, version and data would be empty, and two trials look alike."""
+    plan = stage.plan().model_copy(update={"path": "/sweeps/loss.yaml", "commit": "abd"})
+    stage.folders["mse"].update(status="done", commit="abc; then abd")
+    for _ in range(2):
+        assert Tracker(stage.uri, plan, stage.out).close()
+    for run, name in ((stage.parent(), "loss demo"), (stage.child(), "mse seed 0")):
+        tags = {key: run.data.tags[f"mlflow.{key}"] for key in ("user", "source.name", "source.git.commit")}
+        assert tags == {"user": getuser(), "source.name": "/sweeps/loss.yaml", "source.git.commit": "abd"}
+        assert run.info.run_name == name
+        assert run.inputs is not None
+        (data,) = run.inputs.dataset_inputs
+        assert (data.dataset.name, data.dataset.digest, data.tags[0].value) == ("glyphs", "v1", "training")
+
+
+def test_what_the_plan_calls_a_trial_reaches_its_run(stage: Stage) -> None:
+    """MLflow would show the name of before, which may be another arm's by now."""
+    stage.folders = {}
+    plan = stage.plan()
+    stage.folders["mse"].update(status="done")
+    Tracker(stage.uri, plan, stage.out).close()
+    arms = (Arm("loss=mse", {"loss": "mse"}), *plan.arms[1:])
+    twice = [plan.trials[0].model_copy(update={"arm": name}) for name in ("loss=mse", "again")]
+    Tracker(stage.uri, plan.model_copy(update={"arms": arms, "trials": tuple(twice)}), stage.out).close()
+    child = stage.child("loss=mse")
+    assert (child.info.run_name, child.data.tags["lmim.axis.loss"]) == ("loss=mse seed 0", "mse")
+
+
+def test_the_experiment_leads_to_its_sweeps(stage: Stage) -> None:
+    """MLflow's page would open on one folded row, or lose what somebody wrote there."""
+    stage.tracker().close()
+    first = stage.client.get_experiment_by_name("loss")
+    assert first is not None
+    assert first.tags["mlflow.experimentKind"] == "custom_model_development"
+    note = f"Mine.\n\n{first.tags[pages.NOTE]}"
+    stage.client.set_experiment_tag(first.experiment_id, pages.NOTE, note)
+    stage.tracker().close()
+    Tracker(stage.uri, stage.plan(scale="gpu"), stage.out).close()
+    found = stage.client.get_experiment_by_name("loss")
+    assert found is not None
+    gpu, rest = found.tags[pages.NOTE].split("\n\n", 1)
+    assert (gpu[:13], rest) == ("[**loss gpu**", note)
+    views = {
+        key: json.loads(tag) for key, tag in found.tags.items() if key.startswith("mlflow.sharedViewState.")
+    }
+    assert len(views) == 2
+    for key, view in views.items():
+        assert view["searchFilter"].endswith(f"'{key.rpartition('.')[2]}'")
+        assert "metrics.`eval/knn_top1`" in view["selectedColumns"]
 
 
 def test_a_protocol_that_is_asked_for_later_is_one_point_more(stage: Stage) -> None:
@@ -574,52 +618,10 @@ def test_import_is_cheap_and_making_a_tracker_is_quiet(tmp_path: Path) -> None:
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
 
-class Server:
-    """`mlflow server` on loopback, over the stage's database."""
-
-    def __init__(self, out: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = int(probe.getsockname()[1])
-        self.uri = f"http://127.0.0.1:{self.port}"
-        self.out = out
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--workers", "1"]
-        stores = ["--backend-store-uri", f"sqlite:///{self.out / 'server.db'}"]
-        artifacts = ["--artifacts-destination", str(self.out / "server")]
-        self.process = subprocess.Popen(
-            [*command, "--port", str(self.port), *stores, *artifacts],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,  # so that its workers can be killed with it
-            env=os.environ | tracking.ENVIRONMENT,
-        )
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
-                    return
-            time.sleep(0.1)
-        raise TimeoutError("the MLflow server did not come up")
-
-    def kill(self) -> None:
-        if self.process is not None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-            self.process = None
-
-
 @pytest.fixture
 def server(tmp_path: Path, empty_database: bytes) -> Iterator[Server]:
-    (tmp_path / "server.db").write_bytes(empty_database)
-    made = Server(tmp_path)
-    try:
-        made.start()
+    with serving(tmp_path, empty_database) as made:
         yield made
-    finally:
-        made.kill()
 
 
 def test_a_server_that_dies_and_comes_back(

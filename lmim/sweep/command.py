@@ -24,8 +24,9 @@ from typing import TYPE_CHECKING, NoReturn
 
 from rich.console import Console
 
+from lmim import pages
 from lmim.command import Parser, exit_code, out_folder
-from lmim.errors import UserError, redacted
+from lmim.errors import UserError
 from lmim.plan import ablation, record
 from lmim.sweep.executors import Job, Stop, local_resources, on_ray, serial
 from lmim.sweep.screen import show_plan, summary, watch
@@ -46,8 +47,8 @@ def conclude(plan: Plan, out: Path, uri: str, console: Console, as_json: bool) -
     if as_json:
         print(json.dumps({"trials": plan.rows(), "verdicts": report.verdicts(built)}))
     report.show(built, console)
-    place = shlex.quote(redacted(uri))
-    console.print(f"MLflow: mlflow ui --backend-store-uri {place}", soft_wrap=True, highlight=False)
+    where_to = pages.how_to_open(uri, built.found.experiment, built.found.parent)
+    console.print(f"MLflow: {where_to}", markup=False, soft_wrap=True, highlight=False)
 
 
 DESCRIPTION = (
