@@ -100,7 +100,7 @@ def _panel(axes: Axes, metric: str, results: Results, rows: Sequence[Row], place
     if metric == RANK_RATIO:
         axes.axvspan(0, COLLAPSED, color="#f3f0ea", zorder=0)
         above, middle = axes.get_xaxis_transform(), COLLAPSED / 2
-        axes.text(middle, 1.0, "collapsed", transform=above, **SMALL, ha="center", va="bottom")
+        axes.text(middle, 1.0, "less than half", transform=above, **SMALL, ha="center", va="bottom")
     for row, place in zip(rows, places, strict=True):
         colour = looks[row.arm]["color"]
         values = [trial.metrics.get(metric, math.nan) for trial in results.of(row.arm)]
@@ -123,6 +123,7 @@ def _panel(axes: Axes, metric: str, results: Results, rows: Sequence[Row], place
         axes.set_xlim(left=0, right=max(axes.get_xlim()[1], 1.05))
     else:
         _keep_the_arms_apart(axes, metric, results, rows, places)
+    axes.locator_params(axis="x", nbins=4)  # more labels than that touch each other
     low, high = axes.get_xlim()
     if chance is not None and low <= chance <= high:
         axes.axvline(chance, color=GREY, linewidth=0.8, linestyle=DASHES[2], zorder=0)

@@ -179,7 +179,7 @@ def shown(report: Report) -> dict[str, Any]:
             for one, v in zip(verdicts(report), report.verdicts, strict=True)
         ],
         "note": table.note(report.verdicts),
-        "choices": found.choices,
+        "notes": found.notes,
         "settings": [{"key": key, "value": min(own)} for key, own in values.items() if len(own) == 1],
         "excluded": [
             {"trial": trial.id, "arm": trial.arm, "seed": trial.seed, "reason": trial.reason}
@@ -241,8 +241,8 @@ def show(report: Report, console: Console) -> None:
     for verdict in report.verdicts:
         line = f"{verdict.claim}  {table.effect(verdict)}  ({verdict.reason})"
         _say(console, verdict.words, line, f"bold {COLOURS[verdict.verdict]}")
-    for choice in found.choices:
-        label, _, text = choice.partition(": ")
+    for note in found.notes:
+        label, _, text = note.partition(": ")
         _say(console, label, text)
     _show_excluded(report, console)
     state = "written" if report.built else "up to date"

@@ -38,8 +38,8 @@ verdicts = grid("claim verdict metric difference p evidence", report["verdicts"]
 display(HTML(f"{verdicts}<p class=note>{escape(report['note'])}</p>"))
 
 # %%
-choices = "".join(f"<li>{escape(choice)}</li>" for choice in report["choices"])
-display(HTML(f"<h2>Stages</h2><ul>{choices}</ul>" if choices else ""))
+notes = "".join(f"<li>{escape(note)}</li>" for note in report["notes"])
+display(HTML(f"<ul>{notes}</ul>" if notes else ""))
 
 # %% [markdown]
 # ## Table

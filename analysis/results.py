@@ -117,7 +117,7 @@ class Results:
     """Claim, by `statement`, to when it was first stated, in seconds; without those of which nobody knows."""
     first: Mapping[str, float] = field(default_factory=dict)
     """Arm to when the first of its trials had ended, in seconds, whether it counts or not."""
-    choices: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     """What results chose of a design that selects."""
     classes: int = 0
     """Of the data; 0 where it is not known, or not the same for all arms."""
@@ -228,7 +228,7 @@ def assemble(plan: Mapping[str, Any], runs: Iterable[Trial]) -> Results:
         described=plan.get("metrics", {}),
         stated=plan.get("stated", {}),
         first=_first(done),
-        choices=tuple(plan.get("choices", ())),
+        notes=tuple(plan.get("notes", ())),
         classes=plan.get("classes", 0),
     )
 

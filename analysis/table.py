@@ -207,7 +207,7 @@ def to_markdown(table: Sequence[Row], results: Results, verdicts: Sequence[Verdi
         first, *rest = verdict_lines(verdicts)
         rest = [[escaped(claim), *found, escaped(why)] for claim, *found, why in rest]
         parts += [_pipes([first, ["---"] * len(first), *rest]), note(verdicts)]
-    parts += ["\n".join(f"- {escaped(choice)}" for choice in results.choices)] * bool(results.choices)
+    parts += ["\n".join(f"- {escaped(note)}" for note in results.notes)] * bool(results.notes)
     return "\n\n".join(parts) + "\n"
 
 

@@ -96,8 +96,11 @@ class Sweep:
 
     @property
     def settings(self) -> dict[str, str]:
-        """What the call laid over every arm."""
-        return {key: word(s.value) for key, s in self.spec.base.items() if s.rank == SET}
+        """What the call laid over every arm; of data that it named by their path, what they are."""
+        found = {key: word(s.value) for key, s in self.spec.base.items() if s.rank == SET}
+        if "data.path" in found:
+            found["data.version"] = self.planned[0].config.data.version or "unknown"
+        return found
 
     def where(self, key: str) -> str:
         """Where a config key was set: `file:line` or the argument; the sweep file where nobody did."""
@@ -193,7 +196,8 @@ def _skipped(trials: Iterable[Trial]) -> Iterator[str]:
         if data.skipped:
             more = ", ..." if data.skipped > len(data.skipped_names) else ""
             named = ", ".join(data.skipped_names)
-            yield f"{config.data.path}: {data.skipped} files cannot be read and are skipped: {named}{more}"
+            what = "1 file" if data.skipped == 1 else f"{data.skipped} files"
+            yield f"{config.data.path}: {what} cannot be read and left out: {named}{more}"
 
 
 class _Builder:

@@ -80,8 +80,8 @@ class Record(BaseModel):
     evaluations: tuple[Evaluation, ...] = ()
     metrics: dict[str, Metric] = {}
     """How each metric is called, in what it is measured, and which way is better."""
-    choices: tuple[str, ...] = ()
-    """What results had chosen when the sweep last began a round."""
+    notes: tuple[str, ...] = ()
+    """Which arms are one, which images cannot be read, and what results had chosen by the last round."""
     classes: int = 0
     """Of the data; 0 where they cannot be opened, or those of the arms differ in it."""
     code: str = ""
@@ -109,7 +109,7 @@ class Record(BaseModel):
             ),
             evaluations=sweep.evaluations,
             metrics=known(sweep.evaluations),
-            choices=sweep.choices,
+            notes=(*sweep.notes, *sweep.choices),
             classes=_classes(sweep),
             code=code_digest(),
             commit=code_version(),

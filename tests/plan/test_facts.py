@@ -190,7 +190,7 @@ def test_images_that_no_trial_sees_are_said(
     for file in spoilt:
         file.write_bytes(b"")
     sweep = folder.load(AXES, sets=settings(root))
-    line = f"{root}: 2 files cannot be read and are skipped: train/dark/1.png, train/dark/4.png"
+    line = f"{root}: 2 files cannot be read and left out: train/dark/1.png, train/dark/4.png"
     assert sweep.notes == (line,)
     assert "UserWarning" not in capfd.readouterr().err
 
