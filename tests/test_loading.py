@@ -1,7 +1,9 @@
 """A trial back from its folder."""
 
+import platform
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -41,6 +43,13 @@ def test_a_trial_comes_back_as_it_was_judged(folder: TrialFolder) -> None:
     images, _ = data.test.read(torch.arange(3), 8)
     ready = normalise(images / 255, torch.tensor(data.mean), torch.tensor(data.std))
     assert trial.encoder.features(ready).shape == (3, 16)
+
+
+def test_a_trial_says_what_it_ran_on(folder: TrialFolder) -> None:
+    """Else a figure that another machine does not give again cannot be traced to its processor or torch."""
+    state = folder.state()
+    assert (state.python, state.torch) == (platform.python_version(), version("torch"))
+    assert (state.device or "cpu") != "cpu", "its model, not its kind"
 
 
 def test_what_cannot_be_loaded_is_named(folder: TrialFolder, tmp_path: Path) -> None:

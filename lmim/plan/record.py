@@ -168,5 +168,5 @@ def check_file(sweep: Sweep, out: Path) -> None:
 
 def _classes(sweep: Sweep) -> int:
     found = [facts.data_of(config) for config in {t.config.arm: t.config for t in sweep.planned}.values()]
-    counts = {data.classes for data in found if not data.error}
-    return counts.pop() if len(counts) == 1 and not any(data.error for data in found) else 0
+    counts = {0 if data.error else data.classes for data in found}
+    return counts.pop() if len(counts) == 1 else 0
