@@ -196,7 +196,7 @@ def _side(text: str, results: Results) -> Side:
     arms = tuple(arm for arm in results.arms if selects(text, arm.name, arm.axes))
     terms = {term.partition("=")[0].removesuffix(".kind") for term in text.split()}
     named = {key for arm in arms for key in arm.axes if {key, key.rpartition(".")[2]} & terms}
-    return Side(text, arms, frozenset(named), whole="=" not in text)
+    return Side(text, arms, frozenset(named), whole=not all("=" in term for term in text.split()))
 
 
 def _rest(arm: Arm, named: frozenset[str], whole: bool) -> tuple[str, ...]:

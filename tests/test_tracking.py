@@ -638,11 +638,11 @@ def test_a_server_that_dies_and_comes_back(
     run_steps(folder, 0, 1)
     assert tracker.feed()
     server.kill()
-    began = time.monotonic()
+    # by itself MLflow asks again and again, for four minutes
+    assert int(os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"]) <= 1
     for step in (2, 3, 4):
         run_steps(folder, step)
         assert not tracker.feed()
-    assert time.monotonic() - began < 20
     assert [record.name for record in caplog.records] == ["lmim.tracking"]
     assert "\n" not in caplog.records[0].message
     assert "takes nothing" in caplog.records[0].message

@@ -1,5 +1,6 @@
 """Where a trial goes on: a checkpoint is the old one or the new one, whenever the process dies."""
 
+import errno
 import io
 import logging
 import pickle
@@ -35,7 +36,9 @@ def load_or_set_aside(path: Path) -> dict[str, Any] | None:
         return load(path)
     except FileNotFoundError:
         return None
-    except (RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # what torch says of a file cut short
+            raise
         aside = path.replace(path.with_suffix(".damaged"))
         reason = str(error).partition("\n")[0][:100]
         log.warning("%s cannot be read (%s): kept as %s, begun anew", path, reason, aside.name)

@@ -168,6 +168,8 @@ class Run:
         views = crops.view(*batch.images.shape[:2], *crops.shape[1:])
         with self.autocast():
             found: dict[str, Tensor] = self.forward(views, batch.labels, batch.draw.own, scheduled)
+        if "loss" not in found:
+            raise UserError(f"{self.config.objective}: its forward gives {', '.join(found)}, and no loss")
         return found
 
     def step(self, micro_batches: Iterable[MicroBatch]) -> None:

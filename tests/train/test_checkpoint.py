@@ -1,5 +1,6 @@
 """Where a trial goes on: the old checkpoint or the new one, and nothing that could harm."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -38,6 +39,24 @@ def test_a_save_that_fails_leaves_the_old_checkpoint(tmp_path: Path) -> None:
         checkpoint.save(file, {"step": 7, "cannot": lambda: None})
     assert checkpoint.load(file) == {"step": 6}
     assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize("left", [0, 1, 100, 5_000, 10_000, 20_000])
+def test_a_checkpoint_that_was_cut_short_is_set_aside(tmp_path: Path, left: int) -> None:
+    """A full disk leaves part of a file: the trial must begin anew, and not end in a traceback."""
+    file = tmp_path / "checkpoint.pt"
+    checkpoint.save(file, {"weights": {str(n): torch.zeros(256) for n in range(20)}})
+    assert file.stat().st_size > 20_000
+    os.truncate(file, left)
+    assert checkpoint.load_or_set_aside(file) is None
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.damaged"]
+
+
+def test_a_checkpoint_that_may_not_be_read_is_no_damaged_one(tmp_path: Path) -> None:
+    """Else a trial whose disk is away for a moment begins anew."""
+    (tmp_path / "checkpoint.pt").mkdir()
+    with pytest.raises(IsADirectoryError):
+        checkpoint.load_or_set_aside(tmp_path / "checkpoint.pt")
 
 
 class Harmful:

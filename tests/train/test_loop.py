@@ -182,6 +182,20 @@ class Spoiled(LatentMIM):
 """
 
 
+def test_an_objective_without_a_loss_is_told_so(tmp_path: Path, tiny: Tiny) -> None:
+    """Its author would read a KeyError out of the trainer."""
+    source = "from lmim.objectives.latent_mim import LatentMIM\n\nclass Lossless(LatentMIM):\n"
+    source += "    def __init__(self, setup, *, encoder, projector, collapse, loss, mask, decoder):\n"
+    source += (
+        "        super().__init__(setup, encoder=encoder, projector=projector, collapse=collapse, loss=loss,"
+    )
+    source += " mask=mask, decoder=decoder)\n"
+    source += "    def forward(self, *given):\n        return {'term': super().forward(*given)['term']}\n"
+    config = tiny(objective="mine.py:Lossless", sources={"mine.py": source})
+    with pytest.raises(UserError, match=r"mine\.py:Lossless: its forward gives term, and no loss"):
+        train(config, TrialFolder(tmp_path, config.identity))
+
+
 def test_features_that_are_not_finite_are_no_result(tmp_path: Path, tiny: Tiny) -> None:
     """Weights that turn NaN in the last step must not stand in the table as learned."""
     config = tiny(objective="mine.py:Spoiled", sources={"mine.py": SPOILED}, optim__epochs=1)
