@@ -555,7 +555,7 @@ def test_a_sweep_becomes_a_plan(tmp_path: Path) -> None:
         "scale": "demo",
         "settings": {"optim.epochs": "1"},
         "path": str(file),
-        "choices": [],
+        "notes": [],
         "classes": 36,
         "question": "q",
         "metric": "knn_top1",

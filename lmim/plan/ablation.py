@@ -68,6 +68,8 @@ class Sweep:
     spec: Spec
     notes: tuple[str, ...] = ()
     """Which arms of the design are one config, and so one arm; which images cannot be read."""
+    undecided: bool = False
+    """Whether a stage stands on a winner that there is not."""
     choices: tuple[str, ...] = ()
     """What results have chosen of a design that selects: for people."""
 
@@ -185,6 +187,7 @@ def expand(spec: Spec, results: Results | None = None) -> Sweep:
         path=spec.sheet.path,
         spec=spec,
         notes=(*builder.notes(), *_skipped(builder.trials)),
+        undecided=builder.undecided,
         choices=tuple(spec.design.tell(builder.ids, results or {})),
     )
 
@@ -207,6 +210,7 @@ class _Builder:
         self.spec = spec
         self.arms: list[Arm] = []
         self.trials: list[Trial] = []
+        self.undecided = False
         self.seen: dict[str, str] = {}
         """A trial of each arm, and the arm."""
         self.same: dict[str, list[str]] = {}
@@ -218,6 +222,7 @@ class _Builder:
         """Add cells with every seed, seed by seed, so that a sweep cut short has seen every arm."""
         fresh: list[list[Trial]] = []
         for cell in cells:
+            self.undecided |= cell.provisional
             trials = self.build(cell)
             first = trials[0]
             if twin := self.seen.get(first.id):

@@ -203,15 +203,15 @@ def _exit_code(plan: Plan, console: Console) -> int:
             highlight=False,
             soft_wrap=True,
         )
-    waiting = [trial for trial in plan.sweep.trials if trial.provisional]
-    if waiting:
+    if plan.sweep.undecided:
         console.print(
-            f"{len(waiting)} trials wait for the winner of an earlier stage, which has none: every arm of it "
-            "failed, diverged, is of other code, or was left out by --only",
+            "Later stages wait for the winner of an earlier one, which has none: every arm of it failed, "
+            "diverged, is of other code, or was left out by --only",
             style="red",
             highlight=False,
+            soft_wrap=True,
         )
-    return 1 if failed or excluded or waiting else 0
+    return 1 if failed or excluded or plan.sweep.undecided else 0
 
 
 def bring_up_to_date(

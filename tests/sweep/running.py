@@ -60,12 +60,12 @@ def start(words: list[str]) -> subprocess.Popen[str]:
 def run(words: list[str], code: int = 0) -> str:
     """Run the command to its end; what it printed."""
     process = start(words)
-    printed, _ = process.communicate(timeout=200)
+    printed, _ = process.communicate(timeout=280)
     assert process.returncode == code, printed
     return printed
 
 
-def eventually(holds: Callable[[], Any], what: str, seconds: float = 60.0) -> Any:
+def eventually(holds: Callable[[], Any], what: str, seconds: float = 200.0) -> Any:
     """Wait for something true, and return it."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:

@@ -97,7 +97,9 @@ def test_the_plan_as_json(swept: tuple[Path, str], capsys: pytest.CaptureFixture
     file, _ = swept
     assert command.main(arguments(file, "--dry-run", "--json", "--seeds", "0,7")) == 0
     rows = json.loads(capsys.readouterr().out)
-    assert [set(row) for row in rows] == [{"id", "arm", "seed", "config", "status", "metrics"}] * 4
+    assert [set(row) for row in rows] == [
+        {*["id", "arm", "seed", "config", "status", "error", "excluded", "metrics"]}
+    ] * 4
     assert {(row["arm"], row["seed"]): row["status"] for row in rows} == {
         ("mse", 0): "done",
         ("cosine", 0): "done",
@@ -516,4 +518,4 @@ def test_a_ladder_without_a_winner_says_so(tmp_path: Path, capsys: pytest.Captur
             folder.create(trial.config)
             folder.update(status="done", outcome="diverged", code=code_digest())
     assert command.main(arguments(file)) == 1
-    assert "2 trials wait for the winner" in capsys.readouterr().out
+    assert "wait for the winner of an earlier one" in capsys.readouterr().out

@@ -31,4 +31,4 @@ def test_what_waits_for_a_winner_is_not_called_done(tmp_path: Path) -> None:
     assert isinstance(console.file, io.StringIO)
     printed = console.file.getvalue()
     assert printed.count("no winner yet") == 2
-    assert "stage 1 (loss): not decided yet\nstage 2 (cues): not decided yet\n" in printed
+    assert "stage 1 (loss): not decided yet\nstage 2 (decoder.cues): not decided yet\n" in printed

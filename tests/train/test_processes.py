@@ -393,12 +393,16 @@ def test_what_cannot_be_shared_is_refused_in_the_plan(change: dict[str, Any], ex
 
 def test_the_number_of_processes_is_priced_and_makes_no_other_trial() -> None:
     """Otherwise the plan promises the GPU-hours of one GPU, or trains all again on another machine."""
-    one, eight = (tiny(p, optim__accumulate=8, run__device="cuda", optim__epochs=500) for p in (1, 8))
+    big = {"optim__accumulate": 8, "encoder__width": 768, "encoder__depth": 12, "run__device": "cuda"}
+    one, eight = (tiny(p, optim__epochs=500, **big) for p in (1, 8))
     assert one.identity == eight.identity
-    alone, shared = (cost.estimate([(c, 500)], [], cost.Machine(96, 8), []) for c in (one, eight))
-    assert alone is not None
-    assert shared is not None
-    judged = cost.works([one])[one.arm].evaluation / cost.ASSUMED_GPU[0]
-    assert shared.wall_seconds - judged == pytest.approx((alone.wall_seconds - judged) / 8)
-    assert (alone.slots, shared.slots) == (8, 1)
-    assert shared.gpu_hours == pytest.approx(8 * shared.wall_seconds / 3600)
+    spent, slots = [], []
+    for config in (one, eight):
+        found = [cost.estimate([(config, epochs)], [], cost.Machine(96, 8), []) for epochs in (500, 250)]
+        whole, half = (one for one in found if one is not None)
+        spent.append((whole.wall_seconds - half.wall_seconds, whole.gpu_hours - half.gpu_hours))
+        slots.append(whole.slots)
+    (alone, _), (shared, hours) = spent
+    assert shared == pytest.approx(alone / 8)
+    assert slots == [8, 1]
+    assert hours == pytest.approx(8 * shared / 3600)

@@ -21,6 +21,7 @@ from lmim.trial.evaluation import (
 )
 
 GAP = """
+from typing import Literal
 METRICS = {"gap": {"label": "distance gap", "better": "higher"}}
 def gap(frozen, *, scale: float = 1.0, kind: Literal["cosine", "l2"] = "l2"):
     return {"gap": scale}
