@@ -393,7 +393,7 @@ def test_what_cannot_be_shared_is_refused_in_the_plan(change: dict[str, Any], ex
 
 def test_the_number_of_processes_is_priced_and_makes_no_other_trial() -> None:
     """Otherwise the plan promises the GPU-hours of one GPU, or trains all again on another machine."""
-    big = {"optim__accumulate": 8, "encoder__width": 768, "encoder__depth": 12, "run__device": "cuda"}
+    big = {"optim__accumulate": 8, "encoder__width": 4096, "encoder__depth": 24, "run__device": "cuda"}
     one, eight = (tiny(p, optim__epochs=500, **big) for p in (1, 8))
     assert one.identity == eight.identity
     spent, slots = [], []
