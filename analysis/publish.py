@@ -105,7 +105,8 @@ def description(found: Results, verdicts: Sequence[Verdict], folder: Path) -> st
     first = [f"{count(len(verdicts), 'claim')}: {answer}"] if verdicts else []
     whole = f"[report]({pages.page(found.experiment, found.parent, '/artifacts/report.html')})"
     first += [whole, pages.links(found.experiment, found.parent)]
-    text = "\n\n".join([question, " · ".join(first), escaped(summary), table])
+    # no paragraphs of their own: MLflow shows two lines, and lets nobody click on the third
+    text = "\n\n".join([f"{question}  \n{' · '.join(first)}", escaped(summary), table])
     return (
         text
         if len(text) <= LONGEST

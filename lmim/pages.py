@@ -17,7 +17,7 @@ NOTE = "mlflow.note.content"
 """The tag that MLflow shows as a description, of a run or of an experiment; in Markdown."""
 TRAINING = "workflowType=machine_learning"
 """Of an address: MLflow's pages on training, not on language models."""
-SECTIONS = ("eval", "train", "collapse", "system")
+SECTIONS = ("eval", "train", "collapse")
 """Of the charts: the parts of the metrics' names before the slash, the most telling first."""
 
 

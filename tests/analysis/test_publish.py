@@ -29,13 +29,12 @@ def test_a_sweeps_run_tells_what_came_out(tmp_path: Path) -> None:
     client = MlflowClient(fill(tmp_path, PLAN, runs_of(PLAN)))
     built = report.build("loss", "demo", tmp_path)
     run = client.get_run(built.found.parent)
-    told = run.data.tags[pages.NOTE].split("\n\n")
-    assert told[0] == f"**{PLAN['question']}**"
-    assert told[1].startswith(
-        "4 claims: 2 supported, 1 contradicted, 1 undecided · [report](#/experiments/1/runs/"
-    )
-    assert "15 trials" in told[2]
-    assert told[3:] == (built.path / "table.md").read_text(encoding="utf-8").split("\n\n")[1:]
+    first, summary, *rest = run.data.tags[pages.NOTE].split("\n\n")
+    question, answer = first.split("  \n")
+    assert question == f"**{PLAN['question']}**"
+    assert answer.startswith("4 claims: 2 supported, 1 contradicted, 1 undecided · [report](#/experiments/1/")
+    assert "15 trials" in summary
+    assert rest == (built.path / "table.md").read_text(encoding="utf-8").split("\n\n")[1:]
     assert {file.path for file in client.list_artifacts(run.info.run_id)} == {*report.FILES, "plan.json"}
     file = client.download_artifacts(run.info.run_id, "report.html", str(tmp_path))
     assert Path(file).read_bytes() == (built.path / "report.html").read_bytes()
