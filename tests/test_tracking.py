@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import os
 import signal
 import subprocess
 import sys

@@ -168,8 +168,6 @@ class Run:
         views = crops.view(*batch.images.shape[:2], *crops.shape[1:])
         with self.autocast():
             found: dict[str, Tensor] = self.forward(views, batch.labels, batch.draw.own, scheduled)
-        if "loss" not in found:
-            raise UserError(f"{self.config.objective}: its forward gives {', '.join(found)}, and no loss")
         return found
 
     def step(self, micro_batches: Iterable[MicroBatch]) -> None:
@@ -189,6 +187,8 @@ class Run:
             # what an objective draws while it runs, such as dropout, is the micro-batch's too
             torch.manual_seed(generator(config.seed, "forward", number).initial_seed())
             found = self.losses(batch, scheduled)
+            if "loss" not in found:
+                raise UserError(f"{config.objective}: its forward gives {', '.join(found)}, and no loss")
             (found["loss"] / config.optim.accumulate).backward()  # type: ignore[no-untyped-call]
             self.names = [*found, "grad_norm"]
             now = torch.stack([*found.values()]).detach() / config.optim.accumulate
