@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 
 from lmim.analysis.intervals import Interval, interval
-from lmim.analysis.results import Arm, Results, Trial, count
-from lmim.errors import word
+from lmim.analysis.results import Arm, Results, Trial
+from lmim.errors import count, word
 from lmim.metrics import COLLAPSED, full_name, kept
 from lmim.plan.claims import parse_claim, selects, statement
 

@@ -8,16 +8,13 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from lmim import pages
 from lmim.analysis.claims import CONTRADICTED, SUPPORTED, UNDECIDED, Verdict
-from lmim.analysis.results import Results, count, reading
+from lmim.analysis.results import Results, reading
 from lmim.analysis.table import Row, escaped
-from lmim.errors import UserError
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
+from lmim.errors import UserError, count
+from lmim.tracking import log_batches
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +23,6 @@ DIGEST = "lmim.report"
 VERDICT = "lmim.verdict."
 WORDS = (SUPPORTED, CONTRADICTED, UNDECIDED)
 LONGEST = 7900  # MLflow takes 8000 characters
-BATCH = 90  # MLflow takes 100 tags at once, and 1000 metrics
 
 
 def publish(
@@ -49,12 +45,12 @@ def publish(
                 return
             for name in files:
                 client.log_artifact(found.parent, str(folder / name))
-            _log_means(client, found.parent, means(rows, verdicts), run.data.metrics)
+            points = _points(means(rows, verdicts), run.data.metrics)
             tags = told(verdicts) | {pages.NOTE: description(found, verdicts, folder)}
             for name in run.data.tags.keys() - tags.keys():
                 if name.startswith(VERDICT):  # of a claim that the file makes no longer
                     client.delete_tag(found.parent, name)
-            _log_tags(client, found.parent, tags)
+            log_batches(client, found.parent, points, tags=tags)
             client.set_tag(found.parent, DIGEST, digest)
     except (UserError, OSError) as error:
         log.warning(f"the report is in {folder}, but not in MLflow: {error}")
@@ -114,27 +110,15 @@ def description(found: Results, verdicts: Sequence[Verdict], folder: Path) -> st
     )
 
 
-def _log_means(client: "MlflowClient", run: str, new: dict[str, float], old: dict[str, float]) -> None:
+def _points(new: dict[str, float], old: dict[str, float]) -> list[tuple[str, float, int, int]]:
     """One point more for each that is not as it was; NaN where there is none any more, for none goes away.
 
     All at step 0: the newest point of the highest step is the value that MLflow shows.
     """
-    from mlflow.entities import Metric
-
     gone = dict.fromkeys(old.keys() - new.keys(), math.nan)
     now = int(time.time() * 1000)
-    points = [
-        Metric(name, value, now, 0)
+    return [
+        (name, value, now, 0)
         for name, value in (new | gone).items()
         if repr(value) != repr(old.get(name))  # unlike ==, which tells NaN from itself
     ]
-    for start in range(0, len(points), BATCH):
-        client.log_batch(run, metrics=points[start : start + BATCH])
-
-
-def _log_tags(client: "MlflowClient", run: str, tags: dict[str, str]) -> None:
-    from mlflow.entities import RunTag
-
-    pairs = [RunTag(key, value) for key, value in tags.items()]
-    for start in range(0, len(pairs), BATCH):
-        client.log_batch(run, tags=pairs[start : start + BATCH])

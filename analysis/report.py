@@ -23,6 +23,7 @@ from rich.text import Text
 
 from lmim.analysis import claims, publish, results, table
 from lmim.command import Parser, exit_code, out_folder
+from lmim.errors import count
 from lmim.files import write_atomic
 from lmim.tracking import default_uri
 
@@ -213,8 +214,8 @@ def summary(report: Report) -> str:
     of_them = f" ({len(replayed)} of other code, replayed on {replayed[0]})" if replayed else ""
     return (
         f"Sweep {found.name}, scale {found.setting}, design {found.design}: "
-        f"{results.count(arms, 'arm')} and {results.count(len(rows) - arms, 'baseline')}; "
-        f"{results.count(len(found.trials), 'trial')} in the figures{of_them}, {len(found.excluded)} not; "
+        f"{count(arms, 'arm')} and {count(len(rows) - arms, 'baseline')}; "
+        f"{count(len(found.trials), 'trial')} in the figures{of_them}, {len(found.excluded)} not; "
         f"{hours}. The metric is {found.metric}.{table.chance(found)}"
     )
 
@@ -237,7 +238,7 @@ def show(report: Report, console: Console) -> None:
             grid.add_row(*map(escape, texts), style="dim" if row.baseline else None)
         console.print(grid, crop=False, soft_wrap=True)
         if hidden := len(cells[0]) - len(head):
-            _say(console, "", f"({results.count(hidden, 'more column')} in {report.path / 'table.md'})")
+            _say(console, "", f"({count(hidden, 'more column')} in {report.path / 'table.md'})")
     for verdict in report.verdicts:
         line = f"{verdict.claim}  {table.effect(verdict)}  ({verdict.reason})"
         _say(console, verdict.words, line, f"bold {COLOURS[verdict.verdict]}")
@@ -261,10 +262,10 @@ def _show_excluded(report: Report, console: Console) -> None:
         again = report.path.parent.parent / "trials" / "<trial>"
         _say(console, "", f"To train an excluded trial anew, delete {again} and run the sweep again.")
     if older:
-        number = results.count(len(older), "trial")
+        number = count(len(older), "trial")
         _say(console, "left out", f"{number} of other settings, not in the newest plan")
     if missing:
-        number = results.count(sum(map(len, missing.values())), "trial")
+        number = count(sum(map(len, missing.values())), "trial")
         arms = [f"{arm} (seed {', '.join(seeds)})" for arm, seeds in missing.items()]
         _say(console, "not run", f"{number}: {', '.join(arms[:10])}{', ...' if arms[10:] else ''}")
 

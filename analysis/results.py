@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from lmim.errors import UserError, brief, fail, nearest, redacted, show
 from lmim.metrics import full_name
 from lmim.plan.record import place
-from lmim.tracking import connect
+from lmim.tracking import connect, place_of
 
 if TYPE_CHECKING:  # importing MLflow takes a second, and only `read` and `curves` need it
     from mlflow import MlflowClient
@@ -118,7 +118,7 @@ class Results:
     first: Mapping[str, float] = field(default_factory=dict)
     """Arm to when the first of its trials had ended, in seconds, whether it counts or not."""
     notes: tuple[str, ...] = ()
-    """What results chose of a design that selects."""
+    """Which arms are one, which images cannot be read, and what results chose of a design that selects."""
     classes: int = 0
     """Of the data; 0 where it is not known, or not the same for all arms."""
 
@@ -159,15 +159,6 @@ class Results:
         others = sorted(key for key in found if key.startswith("eval/"))
         order = [self.metric, *others, *(["collapse/rank"] if "collapse/rank" in found else [])]
         return tuple(dict.fromkeys(order))
-
-
-def count(number: int, word: str) -> str:
-    """A number of things.
-
-    >>> count(1, "trial"), count(2, "trial")
-    ('1 trial', '2 trials')
-    """
-    return f"{number} {word}{'' if number == 1 else 's'}"
 
 
 def assemble(plan: Mapping[str, Any], runs: Iterable[Trial]) -> Results:
@@ -292,10 +283,10 @@ def _read(client: "MlflowClient", name: str, scale: str | None) -> Results:
         raise UserError(f"no sweep named {name} in MLflow{_known(name, names)}")
     where = [experiment.experiment_id]
     parents = sorted(client.search_runs(where, "tags.`lmim.sweep` != ''"), key=_updated, reverse=True)
-    scales = list(dict.fromkeys(map(_place, parents)))
+    scales = list(dict.fromkeys(map(place_of, parents)))
     if not parents or (scale is not None and scale not in scales):
         raise UserError(f"sweep {name} has no runs at scale {scale}{_known(scale or '', scales)}")
-    parent = next(run for run in parents if scale in (None, _place(run)))
+    parent = next(run for run in parents if scale in (None, place_of(run)))
     with tempfile.TemporaryDirectory() as folder:
         try:
             file = client.download_artifacts(parent.info.run_id, "plan.json", folder)
@@ -317,12 +308,6 @@ def _read(client: "MlflowClient", name: str, scale: str | None) -> Results:
         token = page.token
         if not token:
             return replace(assemble(plan, runs), experiment=where[0], parent=parent.info.run_id)
-
-
-def _place(parent: Any) -> str:
-    """The scale with the settings; an old parent holds whatever settings ran last."""
-    tags: Mapping[str, str] = parent.data.tags
-    return tags.get("lmim.place", tags.get("lmim.scale", ""))
 
 
 def _updated(parent: Any) -> float:

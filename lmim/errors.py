@@ -51,6 +51,15 @@ def word(value: object) -> str:
     return str(value)
 
 
+def count(number: int, word: str) -> str:
+    """A number of things.
+
+    >>> count(1, "trial"), count(2, "trial")
+    ('1 trial', '2 trials')
+    """
+    return f"{number} {word}{'' if number == 1 else 's'}"
+
+
 def redacted(text: str) -> str:
     """Text without the user and password that a URI in it may carry.
 

@@ -16,7 +16,7 @@ import sqlite3
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -51,7 +51,7 @@ ENVIRONMENT = {
 DRIVERS = {"psycopg": "'psycopg[binary]'", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
 """What to install for a database's module, where that is not the module's own name."""
 METRICS_PER_BATCH = 900  # MLflow takes 1000 metrics, and 1000 of metrics and tags together
-PARAMS_PER_BATCH = 100
+PAIRS_PER_BATCH = 90  # and 100 params, or tags
 
 
 @dataclass
@@ -205,11 +205,7 @@ class Tracker:
         """Find or make the experiment and the parent, and what they hold of each trial."""
         plan = self.plan
         self._experiment = self._find_experiment().experiment_id
-        parents = [
-            run
-            for run in self._search("tags.`lmim.sweep` LIKE '%'")
-            if run.data.tags.get("lmim.place", run.data.tags.get("lmim.scale")) == plan.place
-        ]
+        parents = [run for run in self._search("tags.`lmim.sweep` LIKE '%'") if place_of(run) == plan.place]
         parent = parents[0] if parents else None
         tags = {
             "lmim.sweep": plan.name,
@@ -227,7 +223,7 @@ class Tracker:
             parent = self._client.create_run(
                 self._experiment, tags=tags, run_name=f"{plan.name} {plan.place}"
             )
-        self._log(parent.info.run_id, tags=_changed(parent.data.tags, tags))
+        log_batches(self._client, parent.info.run_id, tags=_changed(parent.data.tags, tags))
         self._data = _datasets(parent)
         shown = self._client.get_experiment(self._experiment).tags
         wanted = pages.experiment_tags(plan, self._experiment, parent.info.run_id, shown)
@@ -304,7 +300,8 @@ class Tracker:
             have = self._client.get_run(child.run).data.params
             params = {key: str(value) for key, value in folder.config().flat().items()}
             # logged once: MLflow refuses to change a param
-            self._log(child.run, params={key: value for key, value in params.items() if key not in have})
+            missing = {key: value for key, value in params.items() if key not in have}
+            log_batches(self._client, child.run, params=missing)
         if not child.data:  # made just now, or by a version that did not name them
             self._name_data(child, folder, trial.data_version)
         points, offset = self._points(child, folder, stands)
@@ -313,7 +310,7 @@ class Tracker:
         if born:
             tags["lmim.born"] = repr(born)
         changed = _changed(child.tags, {k: v for k, v in tags.items() if v or k in child.tags})
-        self._log(child.run, points=points, tags=changed)
+        log_batches(self._client, child.run, points, tags=changed)
         child.tags |= changed
 
         status = {"running": "RUNNING", "done": "FINISHED", "failed": "FAILED"}.get(stands.status, "KILLED")
@@ -396,28 +393,6 @@ class Tracker:
             child.last[name] = max((point.step for point in history), default=-1)
         child.read_back = True
 
-    def _log(
-        self,
-        run: str,
-        points: list[tuple[str, float, int, int]] | None = None,
-        params: dict[str, str] | None = None,
-        tags: dict[str, str] | None = None,
-    ) -> None:
-        """Points in order, in batches that MLflow takes; it writes the tags after the last of them."""
-        from mlflow.entities import Metric, Param, RunTag
-
-        metrics = [Metric(*point) for point in points or ()]
-        pairs = [Param(key, value) for key, value in (params or {}).items()]
-        for start in range(0, len(pairs), PARAMS_PER_BATCH):
-            self._client.log_batch(run, params=pairs[start : start + PARAMS_PER_BATCH])
-        marks = [RunTag(key, value) for key, value in (tags or {}).items()]
-        for start in range(0, len(metrics), METRICS_PER_BATCH):
-            batch = metrics[start : start + METRICS_PER_BATCH]
-            last = start + METRICS_PER_BATCH >= len(metrics)
-            self._client.log_batch(run, metrics=batch, tags=marks if last else ())
-        if marks and not metrics:
-            self._client.log_batch(run, tags=marks)
-
     def _overall(self) -> str:
         """The parent's status, from all folders."""
         words = set()
@@ -482,6 +457,39 @@ def _command(arguments: list[str] | None) -> int:
     for name, done in arrived.items():
         print(f"{name}: {'up to date' if done else 'not sent'}")
     return 0 if all(arrived.values()) else 1
+
+
+def place_of(parent: "Run") -> str:
+    """The scale with the settings; an old parent holds whatever settings ran last."""
+    tags: Mapping[str, str] = parent.data.tags
+    return tags.get("lmim.place", tags.get("lmim.scale", ""))
+
+
+def log_batches(
+    client: "MlflowClient",
+    run: str,
+    points: Sequence[tuple[str, float, int, int]] = (),
+    params: Mapping[str, str] = {},
+    tags: Mapping[str, str] = {},
+) -> None:
+    """Metrics in order (name, value, milliseconds, step), params, tags, in batches that MLflow takes.
+
+    The tags are written with the last of the metrics, or after it: they may say that those are there.
+    """
+    from mlflow.entities import Metric, Param, RunTag
+
+    metrics = [Metric(*point) for point in points]
+    pairs = [Param(key, value) for key, value in params.items()]
+    marks = [RunTag(key, value) for key, value in tags.items()]
+    for start in range(0, len(pairs), PAIRS_PER_BATCH):
+        client.log_batch(run, params=pairs[start : start + PAIRS_PER_BATCH])
+    last = max(len(metrics) - 1, 0) // METRICS_PER_BATCH * METRICS_PER_BATCH
+    for start in range(0, last, METRICS_PER_BATCH):
+        client.log_batch(run, metrics=metrics[start : start + METRICS_PER_BATCH])
+    if metrics or marks:
+        client.log_batch(run, metrics=metrics[last:], tags=marks[:PAIRS_PER_BATCH])
+    for start in range(PAIRS_PER_BATCH, len(marks), PAIRS_PER_BATCH):
+        client.log_batch(run, tags=marks[start : start + PAIRS_PER_BATCH])
 
 
 def _child(run: "Run") -> _Child:

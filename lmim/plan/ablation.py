@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lmim.config import Config
-from lmim.errors import fail, word
+from lmim.errors import count, fail, word
 from lmim.plan import facts
 from lmim.plan.cells import labels
 from lmim.plan.claims import Claim, read_claims, read_only
@@ -144,11 +144,11 @@ def load(
         UserError: for whatever the user can mend.
     """
     spec = read(Path(path), scale, sets, seeds, only)
-    count = (spec.design.count + len(spec.file.baselines)) * len(spec.wanted)
-    if count > MAX_TRIALS and not yes:
+    asked = (spec.design.count + len(spec.file.baselines)) * len(spec.wanted)
+    if asked > MAX_TRIALS and not yes:
         fail(
             spec.sheet.where(spec.design_key),
-            f"expected at most {MAX_TRIALS:,} trials, found {count:,}; say --yes to plan them all",
+            f"expected at most {MAX_TRIALS:,} trials, found {asked:,}; say --yes to plan them all",
         )
     return expand(spec)
 
@@ -199,8 +199,8 @@ def _skipped(trials: Iterable[Trial]) -> Iterator[str]:
         if data.skipped:
             more = ", ..." if data.skipped > len(data.skipped_names) else ""
             named = ", ".join(data.skipped_names)
-            what = "1 file" if data.skipped == 1 else f"{data.skipped} files"
-            yield f"{config.data.path}: {what} cannot be read and left out: {named}{more}"
+            files = count(data.skipped, "file")
+            yield f"{config.data.path}: {files} cannot be read and left out: {named}{more}"
 
 
 class _Builder:

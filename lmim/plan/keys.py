@@ -231,9 +231,6 @@ def _row(key: Key, *more: str) -> str:
 DIALECT = {"$schema": "http://json-schema.org/draft-07/schema#"}
 
 
-DIALECT = {"$schema": "http://json-schema.org/draft-07/schema#"}
-
-
 def config_schema() -> Json:
     """The JSON schema of a base or a scale: config keys, nested or dotted."""
     found = _definitions()

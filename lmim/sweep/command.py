@@ -26,7 +26,7 @@ from rich.console import Console
 
 from lmim import pages
 from lmim.command import Parser, exit_code, out_folder
-from lmim.errors import UserError
+from lmim.errors import UserError, count
 from lmim.plan import ablation, record
 from lmim.sweep.executors import Job, Stop, local_resources, on_ray, serial
 from lmim.sweep.screen import show_plan, summary, watch
@@ -196,8 +196,8 @@ def _exit_code(plan: Plan, console: Console) -> int:
     if excluded:
         arms = ", ".join(dict.fromkeys(trial.arm for trial in excluded))
         console.print(
-            f"of other code, whose figures today's does not give, and in no table: {len(excluded)} trial"
-            f"{'s' * (len(excluded) > 1)} of {arms}; to train one anew, delete its folder in {plan.root}",
+            f"of other code, whose figures today's does not give, and in no table: "
+            f"{count(len(excluded), 'trial')} of {arms}; to train one anew, delete its folder in {plan.root}",
             style="red",
             markup=False,
             highlight=False,

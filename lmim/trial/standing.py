@@ -33,13 +33,13 @@ def standing(folder: TrialFolder, evaluations: Sequence[Evaluation] = (), versio
     """How a trial stands; one that calls itself running though no process holds it was interrupted."""
     state = folder.state()
     codes = frozenset(filter(None, [state.code]))
-    excluded = ""
     status: Status = state.status
     if status == "running" and not folder.locked():
         status = "interrupted"
-    if status != "done" or state.outcome == "diverged":
-        excluded = _excluded(folder, codes) if status == "done" else ""
-        return Standing(status, state, state.metrics, state.error, codes, excluded)
+    if status != "done":
+        return Standing(status, state, state.metrics, state.error, codes)
+    if state.outcome == "diverged":
+        return Standing(status, state, state.metrics, state.error, codes, _excluded(folder, codes))
     found = [read_result(one.file(folder.path, version)) for one in evaluations]
     results = [result for result in found if result is not None]
     metrics = dict(state.metrics)

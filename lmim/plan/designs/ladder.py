@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lmim.config import Section
-from lmim.errors import fail, nearest, show
+from lmim.errors import count, fail, nearest, show
 from lmim.plan.cells import Choices, flat, namer, pick, product, read_axes, together
 from lmim.plan.settings import Settings
 from lmim.plan.sweep_file import (
@@ -70,7 +70,7 @@ class Step:
         text = f"{cell.name} won with {best:.2f}"
         if others:
             text += f", {best - others[0][0]:.2f} more than {others[0][1].name}"
-        return f"{text} (validation {metric}, mean over {self.seeds} seed{'s' * (self.seeds != 1)})"
+        return f"{text} (validation {metric}, mean over {count(self.seeds, 'seed')})"
 
 
 def ladder(file: Keys, sheet: Sheet) -> Design:
@@ -93,8 +93,8 @@ def ladder(file: Keys, sheet: Sheet) -> Design:
         for number, step in enumerate(_climb(stages, name, ids, results), 1):
             yield f"stage {number} ({', '.join(step.stage.axes)}): {step.told(name, metric)}"
 
-    count = sum(math.prod(len(values) for values in stage.axes.values()) for stage in stages)
-    return Design(flat(axes), count, cells, selects=selects, by_seed=True, tell=tell)
+    most = sum(math.prod(len(values) for values in stage.axes.values()) for stage in stages)
+    return Design(flat(axes), most, cells, selects=selects, by_seed=True, tell=tell)
 
 
 def _stages(file: Keys, sheet: Sheet) -> list[Stage]:
