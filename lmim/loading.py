@@ -1,6 +1,5 @@
 """A finished trial, back from its folder: `lmim.load_trial`."""
 
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,7 +35,7 @@ def load_trial(folder: str | Path) -> LoadedTrial:
         saved = checkpoint.load(trial.checkpoint)
     except FileNotFoundError:
         raise UserError(f"{trial.checkpoint}: no checkpoint yet; the trial is {state.status}") from None
-    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+    except checkpoint.UNREADABLE as error:
         raise UserError(f"{trial.checkpoint}: cannot be read ({brief(error)})") from None
     data = facts.data_of(config)  # of data that are not here, as if they were ImageNet
     shape = config.data.image_size, data.channels, data.classes

@@ -7,7 +7,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,35 +26,27 @@ def cached_arrays(name: str, make: Callable[[], dict[str, NDArray[Any]]]) -> dic
     first to finish wins.
     """
     folder = cache_root() / name
-    if folder.is_dir():
-        return _mapped(folder)
-    with _alone(folder):
-        if not folder.is_dir():
-            _make(folder, make)
-    return _mapped(folder)
-
-
-def _mapped(folder: Path) -> dict[str, NDArray[Any]]:
+    if not folder.is_dir():
+        with _alone(folder):
+            if not folder.is_dir():
+                _keep(folder, make())
     return {path.stem: np.load(path, mmap_mode="r") for path in sorted(folder.glob("*.npy"))}
 
 
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """Hold what others who want the folder wait for; the kernel lets go when this process dies."""
-    try:
+    with _writing(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         file = (folder.parent / f".{folder.name}.lock").open("a")
-    except OSError as error:
-        raise UserError(f"{folder}: cannot write the cache ({error.strerror}): set LMIM_CACHE") from error
     with file:
         with contextlib.suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
-def _make(folder: Path, make: Callable[[], dict[str, NDArray[Any]]]) -> None:
-    arrays = make()
-    try:
+def _keep(folder: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    with _writing(folder):
         draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         try:
             for key, array in arrays.items():
@@ -70,6 +62,12 @@ def _make(folder: Path, make: Callable[[], dict[str, NDArray[Any]]]) -> None:
                 raise
         finally:
             shutil.rmtree(draft, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise UserError(f"{folder}: cannot write the cache ({error.strerror}): set LMIM_CACHE") from error
 

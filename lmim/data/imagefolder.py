@@ -10,7 +10,7 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
@@ -112,14 +112,15 @@ def open_folders(
     """
     whole = not any((root / split).is_dir() for split in ("train", "val"))
     splits = ("",) if whole else ("train", "val")
-    classes = sorted(entry.name for entry in _folders(root / splits[0]))
+    folders = {split: _folders(root / split) for split in splits}
+    classes = sorted(entry.name for entry in folders[splits[0]])
     label = {name: i for i, name in enumerate(classes)}
-    strangers = [entry.name for entry in _folders(root / splits[-1]) if entry.name not in label]
+    strangers = [entry.name for entry in folders[splits[-1]] if entry.name not in label]
     if strangers:
         raise UserError(
             f"{root / 'val'}: class {strangers[0]} has no folder in {root / 'train'}: add or remove it"
         )
-    found = _seen(root, splits, classes, planned)
+    found = _seen(root, folders, classes, planned)
     text = found["names"].tobytes().decode("utf-8", "surrogateescape")
     names = text.split("\0") if text else []
     aspects, version = found["aspect"], str(found["version"])
@@ -140,10 +141,10 @@ def open_folders(
 
 
 def _seen(
-    root: Path, splits: Sequence[str], classes: Sequence[str], planned: bool
+    root: Path, splits: Mapping[str, Sequence[os.DirEntry[str]]], classes: Sequence[str], planned: bool
 ) -> dict[str, NDArray[Any]]:
     """What was seen of every image: their names, zero bytes between, and what `_look_at_all` says."""
-    folders = [(split, entry) for split in splits for entry in _folders(root / split)]
+    folders = [(split, entry) for split, entries in splits.items() for entry in entries]
     # path, sizes and times tell whether to look again; they are no part of the version
     times = [(split, entry.name, entry.stat().st_mtime_ns) for split, entry in folders]
     index = cache_root() / f"folders-{_digest([str(root.resolve()), *times])}"

@@ -86,7 +86,7 @@ def freeze(
     """
 
     def encoded(split: Split) -> Labelled:
-        parts = _encoded(encode, dataset, split, side, device)
+        parts = encode_split(encode, dataset, split, side, device)
         return Labelled(_stored(parts), split.labels, device)
 
     judged = {name: encoded(getattr(dataset, name)) for name in dict.fromkeys(splits)}
@@ -116,9 +116,10 @@ def chosen(length: int, count: int) -> Int[Tensor, " n"]:
     return torch.cat([batches[int(i)] for i in order[: math.ceil(count / BATCH)].sort().values])
 
 
-def _encoded(
+def encode_split(
     encode: Encode, dataset: Dataset, split: Split, side: int, device: torch.device | str
 ) -> Iterator[Float[Tensor, "b d"]]:
+    """What `encode` gives of normalised, not augmented images, in batches of `BATCH`, on the host."""
     mean, std = (torch.tensor(values, device=device) for values in (dataset.mean, dataset.std))
     for read in ahead(split.read(indices, side) for indices in torch.split(torch.arange(len(split)), BATCH)):
         images, boxes = (part.to(device, non_blocking=True) for part in read)

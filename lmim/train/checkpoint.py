@@ -13,6 +13,9 @@ from lmim.files import write_atomic
 
 log = logging.getLogger(__name__)
 
+UNREADABLE = (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError)
+"""What `load` raises of a damaged file, and of one that may not be read."""
+
 
 def save(path: Path, state: dict[str, Any]) -> None:
     """Replace the checkpoint."""
@@ -36,7 +39,7 @@ def load_or_set_aside(path: Path) -> dict[str, Any] | None:
         return load(path)
     except FileNotFoundError:
         return None
-    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+    except UNREADABLE as error:
         if isinstance(error, OSError) and error.errno != errno.EINVAL:  # what torch says of a file cut short
             raise
         aside = path.replace(path.with_suffix(".damaged"))

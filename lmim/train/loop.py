@@ -30,9 +30,11 @@ from lmim.config import Config
 from lmim.data import Dataset, open_dataset
 from lmim.data.augment import crop, normalise
 from lmim.data.reading import set_num_threads
+from lmim.data.splits import Subset
 from lmim.errors import UserError
 from lmim.evaluate import judge
 from lmim.evaluate.collapse import diagnostics
+from lmim.evaluate.features import encode_split
 from lmim.evaluate.nn import nn_top1
 from lmim.metrics import COLLAPSED, NN_GAIN, RANK_RATIO, SPREAD_RATIO, kept
 from lmim.objectives import Objective, Setup
@@ -146,12 +148,15 @@ class Run:
         self.forward = torch.compile(forward) if config.run.compile else forward
 
     def _probe(self) -> Float[Tensor, "b c s s"]:
-        """The fixed test images on which collapse is watched, the same for every trial."""
-        test = self.dataset.test
-        order = torch.randperm(len(test), generator=generator(0, "probe"))
-        side = self.config.data.image_size
-        images, boxes = (p.to(self.device) for p in test.read(order[: self.config.watch.images], side))
+        """The images on which collapse is watched."""
+        some, side = self._some_test_images(self.config.watch.images), self.config.data.image_size
+        images, boxes = (part.to(self.device) for part in some.read(torch.arange(len(some)), side))
         return normalise(crop(images, boxes, side), self.mean, self.std)
+
+    def _some_test_images(self, count: int) -> Subset:
+        """At most so many, the same for every trial."""
+        test = self.dataset.test
+        return Subset(test, torch.randperm(len(test), generator=generator(0, "probe"))[:count])
 
     def autocast(self) -> torch.autocast:
         """bfloat16 where the config says so; the weights stay float32."""
@@ -229,19 +234,22 @@ class Run:
         self.objective.train()
         return {f"collapse/{name}": value.item() for name, value in measures.items()}
 
-    @torch.no_grad()
     def nearest(self) -> dict[str, float]:
         """Whether nearest neighbours tell images apart; among more than the probe's, as it is no curve."""
-        test, side = self.dataset.test, self.config.data.image_size
-        order = torch.randperm(len(test), generator=generator(0, "probe"))[:NEAREST]
+
+        def encode(images: Float[Tensor, "b c s s"]) -> Float[Tensor, "b d"]:
+            return self.objective.patch_features(images).mean(dim=1)
+
+        some, side = self._some_test_images(NEAREST), self.config.data.image_size
         self.objective.eval()
-        features = []
-        for some in torch.split(order, 256):
-            images, boxes = (part.to(self.device) for part in test.read(some, side))
-            patches = self.objective.patch_features(normalise(crop(images, boxes, side), self.mean, self.std))
-            features.append(patches.mean(dim=1))
+        features = torch.cat([*encode_split(encode, self.dataset, some, side, self.device)])
         self.objective.train()
-        return {"collapse/nn_top1": nn_top1(torch.cat(features), test.labels[order].to(self.device))}
+        return {"collapse/nn_top1": nn_top1(features.to(self.device), some.labels.to(self.device))}
+
+    def took(self, seconds: float) -> tuple[float, float]:
+        """The core-seconds and the GPU-seconds of so many seconds, by what the config asks for."""
+        run, gpus = self.config.run, self.config.run.gpus if self.device.type == "cuda" else 0.0
+        return seconds * run.processes * run.cpus, seconds * run.processes * gpus
 
     def save(self, path: Path) -> None:
         """Write the checkpoint."""
@@ -272,12 +280,9 @@ class Run:
 
     def go_on_from(self, saved: dict[str, Any]) -> None:
         """Take over what a checkpoint holds."""
-        progress, run = saved["progress"], self.config.run
-        if "core_seconds" not in progress:  # an older checkpoint: as if it had always run like this
-            cores = progress["seconds"] * run.processes
-            gpus = run.gpus if self.device.type == "cuda" else 0.0
-            progress |= {"core_seconds": cores * run.cpus, "gpu_seconds": cores * gpus}
-        self.progress = Progress(**progress)
+        self.progress = Progress(**saved["progress"])
+        if "core_seconds" not in saved["progress"]:  # an older checkpoint: as if it had always run like this
+            self.progress.core_seconds, self.progress.gpu_seconds = self.took(self.progress.seconds)
         self.objective.load_state_dict(saved["objective"])
         if self.optimiser and saved["optimiser"]:
             self.optimiser.load_state_dict(saved["optimiser"])
@@ -380,22 +385,20 @@ def _train(run: Run, folder: TrialFolder, resumed: bool, report: Report, stop: S
         **libraries(),
     )
 
-    def seconds() -> float:
-        spent = time.monotonic() - begun
-        run.progress.seconds = earlier.seconds + spent
-        # of this run's processes: another number of them may have come this far
-        processes_spent = spent * config.run.processes
-        run.progress.core_seconds = earlier.core_seconds + processes_spent * config.run.cpus
-        if run.device.type == "cuda":
-            run.progress.gpu_seconds = earlier.gpu_seconds + processes_spent * config.run.gpus
-        return run.progress.seconds
+    def keep_time() -> float:
+        """Bring the hours up to date; the seconds. Others may have come this far with other processes."""
+        spent, progress = time.monotonic() - begun, run.progress
+        cores, gpus = run.took(spent)
+        progress.core_seconds, progress.gpu_seconds = earlier.core_seconds + cores, earlier.gpu_seconds + gpus
+        progress.seconds = earlier.seconds + spent
+        return progress.seconds
 
     def note(metrics: dict[str, float], **fields: Any) -> None:
         epoch = run.progress.step // max(run.per_epoch, 1)
-        journal.note(run.progress.step, metrics, epoch=epoch, seconds=seconds(), **fields)
+        journal.note(run.progress.step, metrics, epoch=epoch, seconds=keep_time(), **fields)
 
     def save() -> None:
-        seconds()
+        keep_time()
         folder.sync()
         run.save(folder.checkpoint)
 
@@ -411,11 +414,11 @@ def _train(run: Run, folder: TrialFolder, resumed: bool, report: Report, stop: S
         with processes.with_replicas(config.run.processes, gpus, _replica, config, folder, resumed):
             end = _steps(run, stop, note, save)
     if end == "interrupted":
-        return journal.set(status="interrupted", step=run.progress.step, seconds=seconds())
+        return journal.set(status="interrupted", step=run.progress.step, seconds=keep_time())
     if end == "trained":
         save()
     outcome, ratios = _outcome(run, end)
-    results = {"system/seconds": seconds(), "system/core_seconds": run.progress.core_seconds}
+    results = {"system/seconds": keep_time(), "system/core_seconds": run.progress.core_seconds}
     if run.progress.gpu_seconds:
         results["system/gpu_seconds"] = run.progress.gpu_seconds
     note(ratios | results, outcome=outcome, eta_seconds=0.0)

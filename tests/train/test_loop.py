@@ -24,6 +24,7 @@ from lmim.train.loop import Run, train
 from lmim.trial.evaluation import read_evaluations
 from lmim.trial.folder import TrialFolder
 from lmim.trial.standing import standing
+from tests.objectives.subclasses import of_latent_mim
 
 Tiny = Callable[..., Config]
 
@@ -164,13 +165,7 @@ def test_hours_are_counted_by_what_a_trial_took_while_it_took_it(tmp_path: Path,
     assert "system/gpu_seconds" not in state.metrics
 
 
-SPOILED = """
-from lmim.objectives.latent_mim import LatentMIM
-
-class Spoiled(LatentMIM):
-    def __init__(self, setup, *, encoder, projector, collapse, loss, mask, decoder):
-        super().__init__(setup, encoder=encoder, projector=projector, collapse=collapse, loss=loss, mask=mask,
-            decoder=decoder)
+SPOILED = """\
     def patch_features(self, images):
         return super().patch_features(images)
     def scheduled(self, progress):
@@ -184,7 +179,7 @@ class Spoiled(LatentMIM):
 
 def test_an_objective_without_a_loss_is_told_so(tmp_path: Path, tiny: Tiny) -> None:
     """Its author would read a KeyError out of the trainer."""
-    source = SPOILED.replace("Spoiled", "Lossless")
+    source = of_latent_mim("Lossless", SPOILED)
     source += "    def forward(self, views, labels, own, scheduled):\n        return {'term': views.mean()}\n"
     config = tiny(objective="mine.py:Lossless", sources={"mine.py": source})
     with pytest.raises(UserError, match=r"mine\.py:Lossless: its forward gives term, and no loss"):
@@ -193,7 +188,9 @@ def test_an_objective_without_a_loss_is_told_so(tmp_path: Path, tiny: Tiny) -> N
 
 def test_features_that_are_not_finite_are_no_result(tmp_path: Path, tiny: Tiny) -> None:
     """Weights that turn NaN in the last step must not stand in the table as learned."""
-    config = tiny(objective="mine.py:Spoiled", sources={"mine.py": SPOILED}, optim__epochs=1)
+    config = tiny(
+        objective="mine.py:Spoiled", sources={"mine.py": of_latent_mim("Spoiled", SPOILED)}, optim__epochs=1
+    )
     folder = TrialFolder(tmp_path, config.identity)
     state = train(config, folder, KNN)
     assert (state.status, state.outcome) == ("done", "diverged")

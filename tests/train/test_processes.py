@@ -25,6 +25,7 @@ from lmim.train.loop import train
 from lmim.trial.evaluation import read_evaluations
 from lmim.trial.folder import TrialFolder
 from lmim.trial.standing import standing
+from tests.objectives.subclasses import of_latent_mim
 
 REPOSITORY = Path(__file__).parents[2]
 TINY: dict[str, Any] = {
@@ -267,19 +268,15 @@ if __name__ == "__main__":
 """
 
 
-WATCHED = """
-import os
-from lmim.objectives.latent_mim import LatentMIM
-
-class Watched(LatentMIM):
-    def __init__(self, setup, *, encoder, projector, collapse, loss, mask, decoder):
-        super().__init__(setup, encoder=encoder, projector=projector, collapse=collapse, loss=loss, mask=mask,
-            decoder=decoder)
+WATCHED = of_latent_mim(
+    "Watched",
+    """\
     def patch_features(self, images):
         with open({told!r}, "a") as file:
             print(os.getpid(), file=file)
         return super().patch_features(images)
-"""
+""",
+)
 
 
 def test_the_first_process_alone_watches_for_collapse(tmp_path: Path) -> None:
