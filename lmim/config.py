@@ -93,20 +93,27 @@ class Loss(Section):
 
 
 class Mask(Section):
+    """What every objective with a mask reads of the section; see `LatentMask` for the rest."""
+
     ratio: Annotated[float, Field(gt=0, lt=1)] = 0.75
     """Part of the patches that the online encoder does not see."""
     gap: Count = 0
     """Pixels by which a cell exceeds its patch."""
+
+    def visible(self, patches: int) -> int:
+        """Patches that the online encoder sees: 20 of ImageNet's 196 at the published ratio of 0.9."""
+        return round(patches * (1 - self.ratio))
+
+
+class LatentMask(Mask):
+    """With the similarity constraint, of objectives that predict latents."""
+
     similarity: NonNegative = 0.1
     """Coefficient of the similarity constraint; 0 is off."""
     similarity_start: Finite = 0.75
     """The similarity between latents of an image that the constraint aims at when training begins."""
     similarity_end: Finite = 0.25
     """The same when training ends; between them it follows a cosine."""
-
-    def visible(self, patches: int) -> int:
-        """Patches that the online encoder sees: 20 of ImageNet's 196 at the published ratio of 0.9."""
-        return round(patches * (1 - self.ratio))
 
 
 class Decoder(Section):
@@ -173,7 +180,7 @@ SECTIONS: dict[str, type[Section]] = {
     "projector": Projector,
     "collapse": Collapse,
     "loss": Loss,
-    "mask": Mask,
+    "mask": LatentMask,
     "decoder": Decoder,
     "optim": Optim,
     "watch": Watch,
@@ -345,7 +352,7 @@ def _schema(names: tuple[tuple[str, str], ...], sources: tuple[tuple[str, str], 
         made = create_model(chosen["objective"], __base__=Section, **own)
         fields[chosen["objective"].rpartition(":")[2]] = (made, made())
     for section in dict.fromkeys([*(described.reads if described else KINDS), *ALWAYS]):
-        kind = SECTIONS[section]
+        kind = part_of(section, described)
         if section in KINDS or section == "data":
             leaf = "name" if section == "data" else "kind"
             found, wrong = _described(section, chosen[section], texts)
@@ -358,6 +365,13 @@ def _schema(names: tuple[tuple[str, str], ...], sources: tuple[tuple[str, str], 
         elif section not in ALWAYS:
             fields[section] = (kind, kind())
     return create_model("Config", __base__=Config, **fields)
+
+
+def part_of(section: str, objective: variants.Variant | None) -> type[Section]:
+    """The keys of a section that an objective reads: those of the class by which it annotates the section."""
+    whole = SECTIONS[section]
+    named = objective.reads.get(section) if objective else None
+    return next((kind for kind in whole.__mro__ if kind.__name__ == named), whole)
 
 
 def _described(section: str, name: str, sources: Mapping[str, str]) -> tuple[variants.Variant | None, str]:

@@ -4,6 +4,7 @@ Latent MIM (arXiv 2407.15837), method section: pre-norm ViT, fixed sin-cos posit
 """
 
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,14 +23,19 @@ class LayerNorm(nn.LayerNorm):
         super().__init__(width, eps=1e-6, **where)
 
 
-def sincos_positions(grid: int, width: int) -> Float[Tensor, "n d"]:
+Positions = Callable[[int], Float[Tensor, "n d"]]
+"""Gives the codes of all places that a patch can have, for tokens of so many channels."""
+
+
+def sincos_positions(grid: int, width: int, end: int | None = None) -> Float[Tensor, "n d"]:
     """Fixed 2-D position codes in row-major order.
 
-    The coordinates run linspace(0, grid, grid), as in the authors' code, so that neighbours are
-    grid / (grid - 1) apart and not 1. The first half of the channels encodes the column, the second
-    the row; each half is [sin, cos] over width / 4 frequencies 10000^-(4 i / width).
+    The coordinates run linspace(0, end, grid). Latent MIM's end at `grid`, as in the authors' code, so that
+    neighbours are grid / (grid - 1) apart and not 1; MAE's at grid - 1. The first half of the channels
+    encodes the column, the second the row; each half is [sin, cos] over width / 4 frequencies
+    10000^-(4 i / width).
     """
-    axis = torch.linspace(0, grid, grid, dtype=torch.float64)
+    axis = torch.linspace(0, grid if end is None else end, grid, dtype=torch.float64)
     row, column = torch.meshgrid(axis, axis, indexing="ij")
     frequencies = 10000.0 ** -(torch.arange(width // 4, dtype=torch.float64) * 4 / width)
     angles = [c.reshape(-1, 1) * frequencies for c in (column, row)]
@@ -62,18 +68,21 @@ def projector(width: int, hidden: int, depth: int) -> nn.Sequential:
 
 
 class Encoder(nn.Module):
-    """Patches in, projected latents out; the latents are what the decoder reads and the loss targets."""
+    """Patches of `values` numbers in, projected latents out.
+
+    The latents are what the decoder reads and the loss targets.
+    """
 
     positions: Tensor
 
     def __init__(
-        self, encoder: config.Encoder, projection: config.Projector, grid: int, channels: int
+        self, encoder: config.Encoder, projection: config.Projector, positions: Positions, values: int
     ) -> None:
         super().__init__()
         width = encoder.width
-        self.embed = nn.Linear(encoder.patch_size**2 * channels, width)
+        self.embed = nn.Linear(values, width)
         self.cls_token = nn.Parameter(torch.empty(1, 1, width))
-        self.register_buffer("positions", sincos_positions(grid, width), persistent=False)
+        self.register_buffer("positions", positions(width), persistent=False)
         self.blocks = nn.ModuleList(
             Block(width, encoder.heads, encoder.mlp_ratio, qkv_bias=True, norm_layer=LayerNorm)
             for _ in range(encoder.depth)
@@ -107,8 +116,11 @@ class Encoder(nn.Module):
         return features
 
 
-def initialise(module: nn.Module) -> None:
-    """Xavier-uniform linear weights, zero biases, class tokens of std 0.02, mask tokens zero."""
+def initialise(module: nn.Module, mask_std: float = 0.0) -> None:
+    """Xavier-uniform linear weights, zero biases, class tokens of std 0.02, mask tokens of std `mask_std`.
+
+    Mask tokens are zero in Latent MIM, and of std 0.02 in MAE.
+    """
     for name, part in module.named_modules():
         if isinstance(part, nn.Linear):
             nn.init.xavier_uniform_(part.weight)
@@ -118,4 +130,4 @@ def initialise(module: nn.Module) -> None:
             if key.endswith("cls_token"):
                 nn.init.normal_(parameter, std=0.02)
             elif key.endswith("mask_token"):
-                nn.init.zeros_(parameter)
+                nn.init.normal_(parameter, std=mask_std) if mask_std else nn.init.zeros_(parameter)

@@ -71,7 +71,7 @@ PLACES = {
     ),
     "collapse": Place("axes.collapse", "TARGETS", ("online",), ("encode",)),
     "loss": Place("axes.loss", "LOSSES", ("prediction", "target")),
-    "decoder": Place("axes.decoder", "DECODERS", ("latent_width", "grid"), ("forward",)),
+    "decoder": Place("axes.decoder", "DECODERS", ("latent_width", "positions", "out_width"), ("forward",)),
     "data": Place("data", None, ("data",)),
     "evaluate": Place("evaluate", None, ("frozen",)),
 }
@@ -94,8 +94,9 @@ class Variant:
     meaning: str
     """The first line of its docstring."""
     settings: Mapping[str, Setting]
-    reads: tuple[str, ...]
-    """Parameters without a default: of an objective, the sections of the config that it is given."""
+    reads: Mapping[str, str]
+    """Parameters without a default, of an objective: the sections of the config that it is given, each with
+    the name of its class, which may have only some of the section's keys."""
     constants: Mapping[str, Any]
     """The module's literals in capitals, such as the METRICS of an evaluation."""
 
@@ -277,19 +278,19 @@ def _describe(source: str, name: str, place: Place, file: str) -> Variant:
             f"expected {name}({', '.join(place.takes)}, *, settings), found {file}:{call.lineno}: "
             f"{name}({', '.join(given)})"
         )
-    settings, reads = {}, []
+    settings, reads = {}, {}
     for one, default in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True):
         if default is None:
             if place is not PLACES["objective"]:
                 raise ValueError(f"{file}:{one.lineno}: {one.arg}: expected a default, its neutral value")
-            reads.append(one.arg)
+            reads[one.arg] = ast.unparse(one.annotation).rpartition(".")[2] if one.annotation else ""
         else:
             if unbound := sorted(_names(one.annotation) - _bound(tree)):
                 hint = f": from lmim.variants import {unbound[0]}" if unbound[0] in TYPES else ""
                 raise ValueError(f"{file}:{one.lineno}: {one.arg}: {unbound[0]} is not imported there{hint}")
             settings[one.arg] = _setting(one, default, file, _texts(found, tree, defined))
     meaning = (ast.get_docstring(found) or "").partition("\n")[0]
-    return Variant(meaning, settings, tuple(reads), _constants(tree))
+    return Variant(meaning, settings, reads, _constants(tree))
 
 
 def _texts(node: ast.stmt, tree: ast.Module, defined: Mapping[str, ast.stmt]) -> list[str]:

@@ -1,6 +1,7 @@
 """The encoder over any subset of patches, and the projector on top of it."""
 
 import math
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -15,7 +16,8 @@ from lmim.encoder import Encoder, initialise, projector, sincos_positions, take
 def build(projector_depth: int = 3) -> Encoder:
     torch.manual_seed(0)
     sizes = config.Encoder(patch_size=2, width=16, depth=2, heads=2)
-    encoder = Encoder(sizes, config.Projector(width=24, depth=projector_depth), grid=4, channels=3)
+    projection = config.Projector(width=24, depth=projector_depth)
+    encoder = Encoder(sizes, projection, partial(sincos_positions, 4), values=2 * 2 * 3)
     initialise(encoder)
     return encoder
 

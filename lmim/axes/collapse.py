@@ -1,17 +1,17 @@
 """What stops the target from collapsing: where the latents to be predicted come from.
 
 Latent MIM (arXiv 2407.15837), section on joint optimisation of online and target encoder;
-`frozen_random` is the target of Latent MIM Lite (arXiv 2511.13655).
+`frozen_random` is the target of Latent MIM Lite (arXiv 2511.13655), `pixels` that of MAE (arXiv 2111.06377).
 
-A target has `encode(online, patches, view)`, which gives the latents of the masked patches, [images, masked,
-channels]. What of it follows the optimiser's step is in `scheduled` and `after_step`. Its settings are the
-keys of the config's section `collapse` that it reads; `target_sees` ([A]: mask_target) says which patches
-the target encoder is shown.
+A target has `encode(online, patches, view)`, which gives what is to be predicted of the masked patches,
+[images, masked, channels], and may have `width`, how many channels that are. What of it follows the
+optimiser's step is in `scheduled` and `after_step`. Its settings are the keys of the config's section
+`collapse` that it reads; `target_sees` ([A]: mask_target) says which patches the target encoder is shown.
 """
 
 import copy
-from collections.abc import Mapping
-from typing import Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -35,12 +35,26 @@ def masked_latents(
 class Target(nn.Module):
     """What a target need not say: nothing is scheduled, and nothing follows the optimiser's step."""
 
+    @staticmethod
+    def width(online: Encoder, **settings: Any) -> int:
+        """Channels of what is to be predicted of a patch: as many as a latent has."""
+        return online.embed.out_features
+
     def scheduled(self, progress: float) -> dict[str, float]:
         """What changes over training, by name; progress runs from 0 to 1."""
         return {}
 
     def after_step(self, online: Encoder, scheduled: Mapping[str, float]) -> None:
         """Follow the online encoder, `scheduled` being the values after its step."""
+
+
+def width_of(target: Callable[..., Any], online: Encoder) -> int:
+    """Channels that a decoder must predict for a target with its settings bound; one of the user's own that
+    does not say has latents.
+    """
+    kind, settings = getattr(target, "func", target), getattr(target, "keywords", {})
+    found: int = getattr(kind, "width", Target.width)(online, **settings)
+    return found
 
 
 class Joint(Target):
@@ -113,9 +127,25 @@ class FrozenRandom(Target):
         return take(patches, view.masked) @ self.projection.T
 
 
+class Pixels(Target):
+    """The patch itself; nothing can collapse. With `norm_mse` it is MAE's normalised pixels."""
+
+    def __init__(self, online: Encoder) -> None:
+        super().__init__()
+
+    @staticmethod
+    def width(online: Encoder, **settings: Any) -> int:
+        """The numbers of a patch."""
+        return online.embed.in_features
+
+    def encode(self, online: Encoder, patches: Float[Tensor, "b n p"], view: View) -> Float[Tensor, "b m p"]:
+        return take(patches, view.masked)
+
+
 TARGETS: dict[str, type[Target]] = {
     "joint": Joint,
     "stop_gradient": StopGradient,
     "ema": Momentum,
     "frozen_random": FrozenRandom,
+    "pixels": Pixels,
 }

@@ -1,8 +1,8 @@
 """How the masked latents are predicted: attention of the queries, visual cues.
 
 Latent MIM (arXiv 2407.15837), section on the decoder. A decoder is called with (context, view): the
-encoder's projected latents [images, 1 + visible, channels], class latent first, and the view that says
-where they lie. It gives one prediction for each masked patch, [images, masked, channels]. Its settings
+encoder's projected latents [images, 1 + visible, latent_width], class latent first, and the view that says
+where they lie. It gives one prediction for each masked patch, [images, masked, out_width]. Its settings
 are the keys of the config's section `decoder` that it reads.
 """
 
@@ -14,7 +14,7 @@ from timm.layers.mlp import Mlp
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from lmim.encoder import LayerNorm, View, sincos_positions, take
+from lmim.encoder import LayerNorm, Positions, View, take
 from lmim.variants import Positive, PositiveInt
 
 
@@ -84,7 +84,8 @@ class Decoder(nn.Module):
     def __init__(
         self,
         latent_width: int,
-        grid: int,
+        positions: Positions,
+        out_width: int,
         *,
         cues: bool = True,
         width: PositiveInt = 64,
@@ -96,9 +97,9 @@ class Decoder(nn.Module):
         self.cues = cues
         self.embed = nn.Linear(latent_width, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.register_buffer("positions", sincos_positions(grid, width), persistent=False)
+        self.register_buffer("positions", positions(width), persistent=False)
         self.norm = LayerNorm(width)
-        self.head = nn.Linear(width, latent_width)
+        self.head = nn.Linear(width, out_width)
         if self.class_token:
             self.cls_token = nn.Parameter(torch.empty(1, 1, width))
         self.blocks = nn.ModuleList(self.block(width, heads, mlp_ratio) for _ in range(depth))
@@ -132,7 +133,7 @@ class CrossAttentionDecoder(Decoder):
         """Self-attention, then cross-attention to the context."""
         return CrossBlock(width, heads, mlp_ratio)
 
-    def forward(self, latents: Float[Tensor, "b t e"], view: View) -> Float[Tensor, "b m e"]:
+    def forward(self, latents: Float[Tensor, "b t e"], view: View) -> Float[Tensor, "b m o"]:
         queries, context = self.queries_and_context(latents, view)
         x = torch.cat([self.cls_token.expand(len(queries), -1, -1).to(queries), queries], dim=1)
         for block in self.blocks:
@@ -148,7 +149,7 @@ class SelfAttentionDecoder(Decoder):
         """Self-attention over context and queries alike."""
         return Block(width, heads, mlp_ratio, qkv_bias=True, norm_layer=LayerNorm)
 
-    def forward(self, latents: Float[Tensor, "b t e"], view: View) -> Float[Tensor, "b m e"]:
+    def forward(self, latents: Float[Tensor, "b t e"], view: View) -> Float[Tensor, "b m o"]:
         queries, context = self.queries_and_context(latents, view)
         x = torch.cat([context, queries], dim=1)
         for block in self.blocks:

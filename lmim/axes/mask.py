@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from lmim.config import Mask
 from lmim.encoder import View
 
 
@@ -19,6 +20,13 @@ def sample_view(batch: int, patches: int, num_visible: int, generator: torch.Gen
     noise = torch.rand(batch, patches, generator=generator, device=generator.device)
     order = noise.argsort(dim=1)
     return View(order[:, :num_visible], order[:, num_visible:])
+
+
+def draw_mask(batch: int, patches: int, mask: Mask, generator: torch.Generator) -> dict[str, Tensor]:
+    """What is random about the patches of some images, as an objective's draw has it."""
+    offsets = sample_offsets(batch, patches, mask.gap, generator)
+    view = sample_view(batch, patches, mask.visible(patches), generator)
+    return {"offsets": offsets, "visible": view.visible, "masked": view.masked}
 
 
 def patchify(

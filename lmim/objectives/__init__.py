@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
 from lmim import variants
@@ -71,10 +71,21 @@ class Objective(nn.Module):
 
     crop_side: int
     """Pixels of the training views' side."""
+    augments = False
+    """Whether `augment` is to be called."""
 
     def draw(self, aspect: Float[Tensor, " b"], stream: torch.Generator) -> Draw:
         """The randomness of a step, on the host, for images of these aspects; see `Setup.views`."""
         raise NotImplementedError
+
+    def augment(
+        self, views: UInt8[Tensor, "b v c s s"], own: Mapping[str, Tensor]
+    ) -> UInt8[Tensor, "b v c s s"]:
+        """Cropped views changed on the host, by the thread that reads ahead.
+
+        What is random about it is in `own`.
+        """
+        return views
 
     def forward(
         self,

@@ -7,14 +7,16 @@ the schedules' values; the trainer owns loop, device and precision.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from lmim import config
-from lmim.axes.mask import patchify, sample_offsets, sample_view, similarity_constraint
-from lmim.encoder import Encoder, View, initialise
+from lmim.axes.collapse import width_of
+from lmim.axes.mask import draw_mask, patchify, similarity_constraint
+from lmim.encoder import Encoder, View, initialise, sincos_positions
 from lmim.objectives import Draw, Objective, Setup
 from lmim.schedules import cosine_decay
 
@@ -41,27 +43,27 @@ class LatentMIM(Objective):
         projector: config.Projector,
         collapse: config.Collapse,
         loss: config.Loss,
-        mask: config.Mask,
+        mask: config.LatentMask,
         decoder: config.Decoder,
     ) -> None:
         super().__init__()
         self.setup, self.mask, self.patch_size = setup, mask, encoder.patch_size
         self.grid = setup.side // encoder.patch_size
         self.crop_side = self.grid * (encoder.patch_size + mask.gap)
-        self.encoder = Encoder(encoder, projector, self.grid, setup.channels)
-        self.decoder = setup.variant("decoder", decoder)(encoder.width, self.grid)
+        positions = partial(sincos_positions, self.grid)
+        self.encoder = Encoder(encoder, projector, positions, encoder.patch_size**2 * setup.channels)
+        target = setup.variant("collapse", collapse)
+        out_width = width_of(target, self.encoder)
+        self.decoder = setup.variant("decoder", decoder)(encoder.width, positions, out_width)
         initialise(self)
         # Built after initialise: the momentum encoder starts as a copy of the online one.
-        self.target = setup.variant("collapse", collapse)(self.encoder)
+        self.target = target(self.encoder)
         self.compare = setup.variant("loss", loss)
 
     def draw(self, aspect: Float[Tensor, " b"], stream: torch.Generator) -> Draw:
         """One view of each image, the offsets of its patches' windows, and which patches are visible."""
         draw = self.setup.views(1, aspect, stream)
-        patches = self.grid**2
-        offsets = sample_offsets(len(aspect), patches, self.mask.gap, stream)
-        view = sample_view(len(aspect), patches, self.mask.visible(patches), stream)
-        return replace(draw, own={"offsets": offsets, "visible": view.visible, "masked": view.masked})
+        return replace(draw, own=draw_mask(len(aspect), self.grid**2, self.mask, stream))
 
     def scheduled(self, progress: float) -> dict[str, float]:
         """The aim of the similarity constraint, and what the target schedules."""

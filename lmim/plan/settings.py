@@ -184,7 +184,7 @@ def _reads(
     described = variants.describe("objective", objective, texts)
     found = {"objective", *(f"{objective.rpartition(':')[2]}.{key}" for key in described.settings)}
     for section in {*ALWAYS, *described.reads}:
-        kind = config.SECTIONS[section]
+        kind = config.part_of(section, described)
         found |= {section if key == "kind" else f"{section}.{key}" for key in kind.model_fields}
         if section in KINDS or section == "data":
             default = data if section == "data" else kind.model_fields["kind"].default

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lmim.config import Config
 from lmim.data import Split
+from lmim.data.augment import WHOLE, crop
 from lmim.data.reading import ahead
 from lmim.objectives import Draw, Objective
 
@@ -73,8 +74,19 @@ def batches(
                 views = [train.read(indices[own], objective.crop_side, b) for b in mine.boxes.unbind(1)]
                 images, boxes = (torch.stack(part, dim=1) for part in zip(*views, strict=True))
                 found = MicroBatch(images, labels[indices[own]], replace(mine, boxes=boxes))
+                found = _augmented(found, objective) if objective.augments else found
                 yield found.each(Tensor.pin_memory) if pin else found
 
     micro_batches = ahead(read())
     for _ in range(first_step, steps):
         yield itertools.islice(micro_batches, len(starts))
+
+
+def _augmented(batch: MicroBatch, objective: Objective) -> MicroBatch:
+    """The micro-batch with its views cropped here, and changed as the objective does."""
+    views, draw, side = batch.images.shape[:2], batch.draw, objective.crop_side
+    images, boxes, mirrored = (part.flatten(0, 1) for part in (batch.images, draw.boxes, draw.mirrored))
+    crops = (255 * crop(images, boxes, side, mirrored)).round().byte()
+    crops = crops.view(*views, *crops.shape[1:])
+    whole = replace(draw, boxes=WHOLE.expand(*views, -1), mirrored=torch.zeros_like(draw.mirrored))
+    return replace(batch, images=objective.augment(crops, draw.own), draw=whole)

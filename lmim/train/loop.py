@@ -164,16 +164,20 @@ class Run:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
 
     def losses(self, batch: MicroBatch, scheduled: dict[str, Tensor]) -> dict[str, Float[Tensor, ""]]:
-        """The objective's figures of a micro-batch, its views cropped on the device as they were drawn."""
+        """The objective's figures of a micro-batch."""
         batch = batch.each(lambda tensor: tensor.to(self.device, non_blocking=True))
+        views = self.views(batch)
+        with self.autocast():
+            found: dict[str, Tensor] = self.forward(views, batch.labels, batch.draw.own, scheduled)
+        return found
+
+    def views(self, batch: MicroBatch) -> Float[Tensor, "b v c s s"]:
+        """Its views, cropped on the device as they were drawn, and normalised."""
         images, boxes, mirrored = (
             part.flatten(0, 1) for part in (batch.images, batch.draw.boxes, batch.draw.mirrored)
         )
         crops = normalise(crop(images, boxes, self.objective.crop_side, mirrored), self.mean, self.std)
-        views = crops.view(*batch.images.shape[:2], *crops.shape[1:])
-        with self.autocast():
-            found: dict[str, Tensor] = self.forward(views, batch.labels, batch.draw.own, scheduled)
-        return found
+        return crops.view(*batch.images.shape[:2], *crops.shape[1:])
 
     def step(self, micro_batches: Iterable[MicroBatch]) -> None:
         """One optimiser step and what follows it. Nothing here waits for the device.

@@ -36,23 +36,24 @@ def test_a_gradient_reaches_the_target_only_for_joint(kind: str) -> None:
     """This is the whole difference between the arms of the first ablation."""
     objective, patches, view = build(kind)
     target = objective.target.encode(objective.encoder, patches, view)
-    assert target.shape == (3, 10, 16)
+    assert target.shape == (3, 10, 4 if kind == "pixels" else 16)
     assert target.requires_grad == (kind == "joint")
 
 
 @pytest.mark.parametrize("kind", TARGETS)
 def test_only_ema_follows_the_online_encoder(kind: str) -> None:
-    """joint and stop_gradient are the online weights; frozen_random never moves."""
+    """joint and stop_gradient are the online weights; frozen_random and pixels never move."""
     objective, patches, view = build(kind)
     before = objective.target.encode(objective.encoder, patches, view).detach().clone()
     with torch.no_grad():
         for parameter in objective.encoder.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     moved = objective.target.encode(objective.encoder, patches, view)
-    assert torch.allclose(before, moved, atol=1e-6) == (kind in ("ema", "frozen_random"))
+    still = kind in ("frozen_random", "pixels")
+    assert torch.allclose(before, moved, atol=1e-6) == (kind == "ema" or still)
     objective.target.after_step(objective.encoder, {"momentum": 0.0})  # momentum 0: become the online encoder
     followed = objective.target.encode(objective.encoder, patches, view)
-    assert torch.allclose(before, followed, atol=1e-6) == (kind == "frozen_random")
+    assert torch.allclose(before, followed, atol=1e-6) == still
 
 
 def test_momentum_mixes_weights() -> None:

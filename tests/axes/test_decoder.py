@@ -1,5 +1,7 @@
 """Visual cues, and what a decoder may look at."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -10,7 +12,7 @@ from lmim.encoder import initialise, sincos_positions, take
 
 def build(kind: str, cues: bool = True) -> torch.nn.Module:
     torch.manual_seed(0)
-    decoder = DECODERS[kind](latent_width=24, grid=4, width=16, depth=2, heads=4, cues=cues)
+    decoder = DECODERS[kind](24, partial(sincos_positions, 4), 24, width=16, depth=2, heads=4, cues=cues)
     initialise(decoder)
     return decoder
 

@@ -22,12 +22,14 @@ from lmim.trial.folder import TrialFolder
 
 CONTRAST = '''
 """Two views agree, and labels help at first."""
+from functools import partial
+
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from lmim.axes.mask import patchify
-from lmim.encoder import Encoder, initialise
+from lmim.encoder import Encoder, initialise, sincos_positions
 from lmim.objectives import Objective
 from lmim.schedules import cosine_decay
 from lmim.variants import Positive
@@ -37,7 +39,9 @@ class Contrast(Objective):
         super().__init__()
         self.setup, self.patch_size, self.temperature = setup, encoder.patch_size, temperature
         self.crop_side = setup.side
-        self.encoder = Encoder(encoder, projector, setup.side // encoder.patch_size, setup.channels)
+        positions = partial(sincos_positions, setup.side // encoder.patch_size)
+        values = encoder.patch_size**2 * setup.channels
+        self.encoder = Encoder(encoder, projector, positions, values)
         self.dropout = nn.Dropout(0.2)
         self.classify = nn.Linear(encoder.width, setup.classes)
         initialise(self)

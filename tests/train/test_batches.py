@@ -1,6 +1,6 @@
 """What a step is shown: complete, reproducible, and the same however many processes share it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -182,6 +182,28 @@ def test_what_a_gpu_is_fed_can_be_pinned(tmp_path: Path, given: bool) -> None:
     for batch in stream(numbered(250), tiny())[0]:
         for tensor in (batch.images, batch.labels, *tensors(batch.draw).values()):
             assert 0 not in tensor.stride()
+
+
+def test_an_objective_may_change_its_crops_on_the_host() -> None:
+    """What timm and Pillow do to an image would be lost, or another micro-batch be changed with its draw."""
+    config = tiny(optim__accumulate=1, optim__epochs=1)
+    dataset = open_dataset(config.data)
+    run = Run(config, dataset, torch.device("cpu"))
+    plain = next(batches(dataset.train, config, run.objective, 0, 1))
+    (cut,) = (run.views(batch) for batch in plain)
+
+    def invert(views: UInt8[Tensor, "b v c s s"], own: Mapping[str, Tensor]) -> UInt8[Tensor, "b v c s s"]:
+        assert len(own["visible"]) == len(views)
+        return 255 - views
+
+    run.objective.augments, run.objective.augment = True, invert  # type: ignore[method-assign]
+    (changed,) = next(batches(dataset.train, config, run.objective, 0, 1))
+    assert changed.images.shape == (10, 1, 1, 16, 16)
+    # of 255 grey levels one half is lost to rounding
+    mean, std = dataset.mean[0], dataset.std[0]
+    torch.testing.assert_close(
+        run.views(changed) * std + mean, 1 - (cut * std + mean), rtol=0, atol=0.51 / 255
+    )
 
 
 def test_an_unreadable_image_ends_the_run_by_name() -> None:
