@@ -1,21 +1,24 @@
-"""Weights of other implementations: the Latent MIM authors' checkpoints in.
+"""Weights of other implementations: the checkpoints of Latent MIM's and of MAE's authors in.
 
-Their layout is that of github.com/yibingwei-1/LatentMIM; nothing here unpickles code.
+Their layouts are those of github.com/yibingwei-1/LatentMIM and github.com/facebookresearch/mae; nothing here
+unpickles code.
 """
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from safetensors.torch import load_file
 from torch import Tensor
 
 from lmim.config import Config, merge
 from lmim.errors import UserError
-from lmim.objectives import Setup, build
+from lmim.objectives import Objective, Setup, build
 from lmim.objectives.latent_mim import LatentMIM
+from lmim.objectives.pixel_mim import PixelMIM
 
 # The authors' key -> ours.
 KEYS = {
@@ -35,7 +38,36 @@ KEYS = {
     "tau": "loss.tau",
 }
 LOSSES = {"infonce_patches": "patch_discrimination", "norm_l2": "norm_mse"}
-RENAMED = {"embed.proj.": "embed.", "head.": "projector."}
+RENAMED = {"embed.proj.": "embed.", "head.": "projector.", "pos_embed.pos_embeds": "positions"}
+
+MAE_KEYS = {
+    "img_size": "data.image_size",
+    "patch_size": "encoder.patch_size",
+    "embed_dim": "encoder.width",
+    "depth": "encoder.depth",
+    "num_heads": "encoder.heads",
+    "mlp_ratio": "encoder.mlp_ratio",
+    "decoder_embed_dim": "decoder.width",
+    "decoder_depth": "decoder.depth",
+    "decoder_num_heads": "decoder.heads",
+    "mask_ratio": "mask.ratio",
+}
+MAE_DEFAULTS = {
+    **{"img_size": 224, "patch_size": 16, "embed_dim": 1024, "depth": 24, "num_heads": 16},
+    **{"decoder_embed_dim": 512, "decoder_depth": 8, "decoder_num_heads": 16, "mlp_ratio": 4.0},
+}
+"""Of their MaskedAutoencoderViT."""
+MAE_RENAMED = {
+    "patch_embed.proj.": "encoder.embed.",
+    "pos_embed": "encoder.positions",
+    "cls_token": "encoder.cls_token",
+    "blocks.": "encoder.blocks.",
+    "norm.": "encoder.norm.",
+    "mask_token": "decoder.mask_token",
+    "decoder_pos_embed": "decoder.positions",
+    "decoder_pred.": "decoder.head.",
+    "decoder_": "decoder.",
+}
 
 
 def load_official(
@@ -65,8 +97,51 @@ def load_official(
         raise UserError("the checkpoint has no encoder.embed.proj.weight: not one of the authors'") from None
     objective = build(ours, Setup(ours.data.image_size, channels, classes=0))
     assert isinstance(objective, LatentMIM)
-    load_renamed(objective, weights)
+    load_renamed(objective, weights, our_name)
     return objective.eval(), ours
+
+
+def load_mae(
+    source: str | Path | Mapping[str, Any], config: Mapping[str, Any] | Config
+) -> tuple[PixelMIM, Config]:
+    """A checkpoint of MAE's authors, encoder and decoder, as an objective that computes what theirs does.
+
+    Args:
+        source: a `.pth` of their trainer, a `.safetensors` file, or a state dict; the weights may lie under
+            `model`.
+        config: the arguments of their MaskedAutoencoderViT (`img_size`, `embed_dim`, ...) and of its loss
+            (`norm_pix_loss`, `mask_ratio`), or our own config.
+
+    Returns:
+        The objective, in evaluation mode, and the config that describes it. Run it on given views by
+        `objective.output(patchify(images, patch_size), View(visible, masked))`.
+
+    Raises:
+        UserError: as `load_official`.
+    """
+    ours = config if isinstance(config, Config) else translate_mae(config)
+    weights = read_weights(source)
+    if (embed := weights.get("patch_embed.proj.weight")) is None or embed.ndim != 4:
+        raise UserError("the checkpoint has no patch_embed.proj.weight: not one of MAE's authors")
+    objective = build(ours, Setup(ours.data.image_size, embed.shape[1], classes=0))
+    assert isinstance(objective, PixelMIM)
+    load_renamed(objective, weights, our_mae_name)
+    return objective.eval(), ours
+
+
+def translate_mae(config: Mapping[str, Any]) -> Config:
+    """The arguments of MAE's authors as our config."""
+    given = MAE_DEFAULTS | dict(config)
+    given.pop("in_chans", None)
+    loss = "norm_mse" if given.pop("norm_pix_loss", False) else "mse"
+    decoder = {
+        "decoder": "self_attention",
+        "decoder.cues": False,
+        "decoder.mlp_ratio": float(given["mlp_ratio"]),
+    }
+    refuse_unknown(given, MAE_KEYS)
+    changes = {MAE_KEYS[key]: value for key, value in given.items()}
+    return Config.read(merge({}, {"objective": "pixel_mim", "loss": loss} | decoder | changes))
 
 
 def translate(config: Mapping[str, Any]) -> Config:
@@ -87,15 +162,19 @@ def translate(config: Mapping[str, Any]) -> Config:
         raise UserError("official config: freeze_pe: false (learned positions) is not supported")
     if given.pop("target_depth", given.get("depth")) != given.get("depth"):
         raise UserError("official config: target_depth must equal depth, the target is a copy of the encoder")
-    unknown = sorted(set(given) - set(KEYS))
-    if unknown:
-        raise UserError(f"official config: unknown keys {', '.join(unknown)}; known: {', '.join(KEYS)}")
+    refuse_unknown(given, KEYS)
     if "mlp_ratio" in given:
         changes["decoder.mlp_ratio"] = float(given["mlp_ratio"])
     changes |= {KEYS[key]: value for key, value in given.items()}
     if changes["loss"] != "patch_discrimination":  # theirs has a temperature whatever the loss
         changes.pop("loss.tau", None)
     return Config.read(merge({}, changes))
+
+
+def refuse_unknown(given: Mapping[str, Any], known: Mapping[str, str]) -> None:
+    """A mistyped argument must not fall back to a default."""
+    if unknown := sorted(set(given) - set(known)):
+        raise UserError(f"official config: unknown keys {', '.join(unknown)}; known: {', '.join(known)}")
 
 
 def read_weights(source: str | Path | Mapping[str, Any]) -> dict[str, Tensor]:
@@ -114,32 +193,51 @@ def read_weights(source: str | Path | Mapping[str, Any]) -> dict[str, Tensor]:
             raise UserError(f"{path}: holds more than tensors and is not unpickled ({reason})") from None
         except (OSError, RuntimeError, ValueError, EOFError) as error:
             raise UserError(f"{path}: cannot be read as a checkpoint: {str(error).splitlines()[0]}") from None
-    if isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):
-        loaded = loaded["state_dict"]
+    for wrapper in ("state_dict", "model"):
+        if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):
+            loaded = loaded[wrapper]
     if not isinstance(loaded, Mapping):
-        raise UserError("the checkpoint is not a state dict nor holds one under `state_dict`")
+        raise UserError("the checkpoint is not a state dict nor holds one under `state_dict` or `model`")
     return {str(name).removeprefix("module."): tensor for name, tensor in loaded.items()}
 
 
 def our_name(name: str) -> str:
-    """One of the authors' parameter names in ours."""
+    """One of Latent MIM's parameter names in ours."""
     part, _, rest = name.partition(".")
     for theirs, ours in RENAMED.items():
-        if part != "decoder" and rest.startswith(theirs):
+        if rest.startswith(theirs) and (part != "decoder" or ours == "positions"):
             rest = ours + rest.removeprefix(theirs)
     return f"{'target.encoder' if part == 'target_encoder' else part}.{rest}"
 
 
-def load_renamed(objective: LatentMIM, weights: Mapping[str, Tensor]) -> None:
+def our_mae_name(name: str) -> str:
+    """One of MAE's parameter names in ours.
+
+    >>> our_mae_name("blocks.0.norm1.bias"), our_mae_name("decoder_norm.bias")
+    ('encoder.blocks.0.norm1.bias', 'decoder.norm.bias')
+    """
+    for theirs, ours in MAE_RENAMED.items():
+        if name.startswith(theirs):
+            return ours + name.removeprefix(theirs)
+    return name
+
+
+def flat_embedding(weight: Float[Tensor, "d c p p"]) -> Float[Tensor, "d v"]:
+    """A convolution over patches as a matrix over what `patchify` gives: row, column, channel."""
+    return weight.permute(0, 2, 3, 1).flatten(1)
+
+
+def load_renamed(objective: Objective, weights: Mapping[str, Tensor], rename: Callable[[str], str]) -> None:
     """Load under our names; position tables are compared instead, and every difference is listed."""
     expected = objective.state_dict()
     found: dict[str, Tensor] = {}
     wrong: list[str] = []
     for name, tensor in weights.items():
-        ours = our_name(name)
-        if name.endswith(".pos_embed.pos_embeds"):
-            module = objective.get_submodule(ours.removesuffix(".pos_embed.pos_embeds"))
-            table = module.get_buffer("positions")
+        ours = rename(name)
+        if tensor.ndim == 4:
+            tensor = flat_embedding(tensor)
+        if ours.endswith(".positions"):
+            table = objective.get_buffer(ours)
             theirs = tensor.flatten(0, -2)[1:]
             if theirs.shape != table.shape or not torch.allclose(theirs, table, atol=1e-5):
                 wrong.append(f"{name} is not the fixed sin-cos table")
@@ -149,7 +247,7 @@ def load_renamed(objective: LatentMIM, weights: Mapping[str, Tensor]) -> None:
             wrong.append(f"{name} has shape {tuple(tensor.shape)}, expected {tuple(expected[ours].shape)}")
         else:
             found[ours] = tensor
-    seen = {our_name(name) for name in weights}
+    seen = {rename(name) for name in weights}
     wrong += [f"missing {name}" for name in expected if name not in seen]
     if wrong:
         raise UserError(f"the checkpoint does not fit the config: {'; '.join(wrong)}")

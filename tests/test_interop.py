@@ -12,25 +12,19 @@ from torch import Tensor
 
 from lmim.axes.mask import patchify
 from lmim.config import Config
-from lmim.encoder import View
+from lmim.encoder import View, take
 from lmim.errors import UserError
-from lmim.interop import load_official, our_name
+from lmim.interop import flat_embedding, load_mae, load_official, our_mae_name, our_name
 from lmim.objectives.latent_mim import LatentMIM, Output
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
 
-def golden_files() -> list[Path]:
+def golden_files(*prefixes: str) -> list[Path]:
     """Those that ship, and those of LMIM_GOLDEN, a folder where others of the same kind may be kept."""
     folders = [FIXTURES, *map(Path, filter(None, [os.environ.get("LMIM_GOLDEN")]))]
     files = [path for folder in folders for path in sorted(folder.glob("*.safetensors"))]
-    return [path for path in files if "ema_momentum" in metadata_of(path)]
-
-
-def metadata_of(path: Path) -> dict[str, str]:
-    with safe_open(path, "pt") as file:
-        found: dict[str, str] = file.metadata() or {}
-    return found
+    return [path for path in files if path.stem.startswith(prefixes)]
 
 
 class Golden(NamedTuple):
@@ -44,12 +38,21 @@ class Golden(NamedTuple):
         return {n.removeprefix(prefix): t for n, t in self.tensors.items() if n.startswith(prefix)}
 
 
-@pytest.fixture(params=golden_files(), ids=lambda path: path.stem)
-def golden(request: pytest.FixtureRequest) -> Golden:
-    with safe_open(request.param, "pt") as file:
+def read_golden(path: Path) -> Golden:
+    with safe_open(path, "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    metadata = metadata_of(request.param)
+        metadata = file.metadata()
     return Golden(json.loads(metadata["config"]), metadata, tensors)
+
+
+@pytest.fixture(params=golden_files("public_", "hidden_"), ids=lambda path: path.stem)
+def golden(request: pytest.FixtureRequest) -> Golden:
+    return read_golden(request.param)
+
+
+@pytest.fixture(params=golden_files("mae_"), ids=lambda path: path.stem)
+def mae(request: pytest.FixtureRequest) -> Golden:
+    return read_golden(request.param)
 
 
 def run(golden: Golden) -> tuple[LatentMIM, Output]:
@@ -155,3 +158,53 @@ def test_an_unknown_key_or_value_of_the_official_config_is_named(key: str) -> No
     """A mistyped argument must not fall back to a default."""
     with pytest.raises(UserError, match=key):
         load_official({}, {"depth": 2, key: "nonsense"})
+
+
+# ---------------------------------------------------------------------------------------------- MAE
+
+
+def test_maes_outputs_and_every_gradient_are_its_authors(mae: Golden) -> None:
+    """The baseline that every table compares with would be another method under MAE's name."""
+    objective, config = load_mae(mae.under("state."), mae.config)
+    patches = patchify(mae.tensors["input.images"], config.section("encoder").patch_size)
+    view = View(mae.tensors["out.vis_idx"], mae.tensors["out.mask_idx"])
+    output = objective.output(patches, view)
+    assert_close(output.latents, mae.tensors["out.latent"])
+    assert_close(output.prediction, take(mae.tensors["out.pred_all"], view.masked))
+    assert_close(output.loss, mae.tensors["out.loss"].squeeze())
+    output.loss.backward()  # type: ignore[no-untyped-call]
+    theirs = {our_mae_name(name): grad for name, grad in mae.under("grad.").items()}
+    theirs["encoder.embed.weight"] = flat_embedding(theirs["encoder.embed.weight"])
+    largest = max(grad.abs().max().item() for grad in theirs.values())
+    ours = {name: parameter.grad for name, parameter in objective.named_parameters()}
+    assert set(ours) == set(theirs)
+    for name, grad in ours.items():
+        assert grad is not None
+        assert_close(grad, theirs[name], scale=largest)
+
+
+def test_maes_config_is_read_with_its_authors_names_and_defaults(mae: Golden) -> None:
+    """Mask ratio and loss belong to the method: lost, a continued training would be of another one."""
+    _, config = load_mae(mae.under("state."), mae.config)
+    assert config.section("mask").ratio == mae.config["mask_ratio"]
+    assert config.section("loss").kind == ("norm_mse" if mae.config["norm_pix_loss"] else "mse")
+    assert config.grid**2 == mae.tensors["out.pred_all"].shape[1]
+
+
+def test_maes_trainers_file_loads_and_what_does_not_fit_is_listed(mae: Golden, tmp_path: Path) -> None:
+    """Users have the trainer's own file; a half-loaded one that looks fine is the worst outcome."""
+    weights = mae.under("state.")
+    torch.save({"model": weights, "epoch": 3}, tmp_path / "checkpoint-3.pth")
+    objective, config = load_mae(tmp_path / "checkpoint-3.pth", mae.config)
+    again, _ = load_mae(weights, config)
+    assert all(torch.equal(one, again.state_dict()[name]) for name, one in objective.state_dict().items())
+    del weights["decoder_norm.bias"]
+    weights["surplus"], weights["pos_embed"] = torch.zeros(1), weights["pos_embed"] + 0.1
+    with pytest.raises(UserError) as error:
+        load_mae(weights, mae.config)
+    for part in ("missing decoder.norm.bias", "unknown surplus", "pos_embed is not the fixed sin-cos table"):
+        assert part in str(error.value)
+    with pytest.raises(UserError, match="unknown keys embed_dims"):
+        load_mae({}, {"embed_dims": 3})
+    with pytest.raises(UserError, match="not one of MAE's authors"):
+        load_mae({}, {})

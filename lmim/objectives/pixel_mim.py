@@ -1,0 +1,80 @@
+"""Masked autoencoders: predict the pixels of the patches that are hidden.
+
+Masked Autoencoders Are Scalable Vision Learners (arXiv 2111.06377). With the settings of
+ablations/pixel_mim.yaml it computes what the authors' implementation does (`lmim.interop.load_mae`): the loss
+`norm_mse` is theirs on normalised pixels, `mse` theirs without; the decoder `self_attention` without cues.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from lmim import config
+from lmim.axes.mask import draw_mask, patchify
+from lmim.encoder import Encoder, View, initialise, sincos_positions, take
+from lmim.objectives import Draw, Objective, Setup
+
+
+@dataclass(frozen=True)
+class Output:
+    """One forward pass."""
+
+    latents: Float[Tensor, "b t d"]
+    prediction: Float[Tensor, "b m p"]
+    loss: Float[Tensor, ""]
+
+
+class PixelMIM(Objective):
+    """An encoder of the visible patches, and a decoder that predicts the pixels of the others."""
+
+    def __init__(
+        self,
+        setup: Setup,
+        *,
+        encoder: config.Encoder,
+        loss: config.Loss,
+        mask: config.Mask,
+        decoder: config.Decoder,
+    ) -> None:
+        super().__init__()
+        self.setup, self.mask, self.patch_size = setup, mask, encoder.patch_size
+        self.grid = setup.side // encoder.patch_size
+        self.crop_side = self.grid * (encoder.patch_size + mask.gap)
+        positions = partial(sincos_positions, self.grid, end=self.grid - 1)
+        values = encoder.patch_size**2 * setup.channels
+        self.encoder = Encoder(encoder, config.Projector(depth=0), positions, values)
+        self.decoder = setup.variant("decoder", decoder)(encoder.width, positions, values)
+        initialise(self, mask_std=0.02)
+        self.compare = setup.variant("loss", loss)
+
+    def draw(self, aspect: Float[Tensor, " b"], stream: torch.Generator) -> Draw:
+        """One view of each image, the offsets of its patches' windows, and which patches are visible."""
+        draw = self.setup.views(1, aspect, stream)
+        return replace(draw, own=draw_mask(len(aspect), self.grid**2, self.mask, stream))
+
+    def forward(
+        self,
+        views: Float[Tensor, "b 1 c s s"],
+        labels: Int[Tensor, " b"],
+        own: Mapping[str, Tensor],
+        scheduled: Mapping[str, Tensor],
+    ) -> dict[str, Float[Tensor, ""]]:
+        """`loss`, on the masked patches alone."""
+        patches = patchify(views[:, 0], self.patch_size, own["offsets"], self.mask.gap)
+        return {"loss": self.output(patches, View(own["visible"], own["masked"])).loss}
+
+    def output(self, patches: Float[Tensor, "b n p"], view: View) -> Output:
+        """Patch pixels (see `patchify`) and the view."""
+        latents = self.encoder(patches, view.visible)
+        prediction = self.decoder(latents, view)
+        with torch.autocast("cuda" if patches.is_cuda else "cpu", enabled=False):
+            loss = self.compare(prediction.float(), take(patches, view.masked).float())
+        return Output(latents, prediction, loss)
+
+    def patch_features(self, images: Float[Tensor, "b c s s"]) -> Float[Tensor, "b n d"]:
+        """The last block's patch tokens."""
+        return self.encoder.patch_features(patchify(images, self.patch_size))
