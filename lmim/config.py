@@ -413,6 +413,13 @@ def _rules(config: Config) -> Iterable[Rule]:
     )
     if hasattr(config, "encoder"):
         yield from _patch_rules(config)
+    if config.objective == "block_mim":
+        depth, blocks = config.section("encoder").depth, config.section("block_mim").blocks
+        yield (
+            "block_mim.blocks",
+            depth % blocks == 0,
+            f"{blocks} does not divide encoder.depth {depth}, the layers that the blocks share equally",
+        )
     for name in ("encoder", "decoder"):
         part = getattr(config, name, None)
         width, heads = getattr(part, "width", 0), getattr(part, "heads", 1)

@@ -90,15 +90,21 @@ class Encoder(nn.Module):
         self.norm = LayerNorm(width)
         self.projector = projector(width, projection.width, projection.depth)
 
-    def tokens(
+    def embedded(
         self, patches: Float[Tensor, "b n p"], indices: Int[Tensor, "b k"] | None = None
     ) -> Float[Tensor, "b t d"]:
-        """The last block's tokens of the patches named by `indices` (all when None), class token first."""
+        """What the first block reads of the patches named by `indices` (all when None), class token first."""
         positions = self.positions.expand(len(patches), -1, -1)
         if indices is not None:
             patches, positions = take(patches, indices), take(positions, indices)
         x: Tensor = self.embed(patches) + positions
-        x = torch.cat([self.cls_token.expand(len(x), -1, -1).to(x.dtype), x], dim=1)
+        return torch.cat([self.cls_token.expand(len(x), -1, -1).to(x.dtype), x], dim=1)
+
+    def tokens(
+        self, patches: Float[Tensor, "b n p"], indices: Int[Tensor, "b k"] | None = None
+    ) -> Float[Tensor, "b t d"]:
+        """The last block's tokens of the patches named by `indices` (all when None), class token first."""
+        x = self.embedded(patches, indices)
         for block in self.blocks:
             x = block(x)
         return x
