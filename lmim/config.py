@@ -446,6 +446,12 @@ def _patch_rules(config: Config) -> Iterable[Rule]:
         f"{ratio:g} of {patches} patches leaves {visible} visible: "
         "one or more must be visible and masked, of (data.image_size / encoder.patch_size) squared",
     )
+    if hasattr(config, "collapse") and (kind := config.section("collapse").kind) in ("vicreg", "sigreg"):
+        yield (
+            "optim.batch_size",
+            config.optim.batch_size > 1,
+            f"1 image has no spread, which {kind} needs: two or more, as a loss is of one micro-batch",
+        )
     if hasattr(config, "loss") and config.section("loss").kind == "patch_discrimination":
         yield (
             "mask.ratio",

@@ -113,6 +113,8 @@ def test_the_users_own_code_is_part_of_the_identity_and_its_comments_are_not() -
         ({"decoder": {"heads": 3}}, "decoder.width"),
         ({"encoder": {"width": 6, "heads": 2}}, "encoder.width"),
         ({"data": {"image_size": 21}}, "data.image_size"),
+        ({"collapse": {"kind": "vicreg"}, "optim": {"batch_size": 1}}, "optim.batch_size"),
+        ({"collapse": {"kind": "sigreg"}, "optim": {"batch_size": 1}}, "optim.batch_size"),
     ],
 )
 def test_an_impossible_combination_names_its_key(change: dict[str, object], key: str) -> None:

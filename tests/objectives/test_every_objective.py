@@ -28,6 +28,10 @@ TINY: dict[str, Any] = {
 DECODER: dict[str, Any] = {"kind": "self_attention", "width": 16, "depth": 1, "heads": 2}
 CONFIGS: dict[str, dict[str, Any]] = {
     "latent_mim": {"objective": "latent_mim", "decoder": DECODER, "projector": {"width": 16}},
+    "sigreg": {
+        **{"objective": "latent_mim", "decoder": DECODER, "projector": {"width": 16}},
+        "collapse": "sigreg",
+    },
     "pixel_mim": {"objective": "pixel_mim", "decoder": DECODER, "loss": "norm_mse"},
 }
 LEARNS_NOTHING = ("raw_pixels",)
