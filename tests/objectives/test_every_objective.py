@@ -33,6 +33,13 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "collapse": "sigreg",
     },
     "pixel_mim": {"objective": "pixel_mim", "decoder": DECODER, "loss": "norm_mse"},
+    "contrastive_mim": {"objective": "contrastive_mim", "decoder": DECODER, "loss": "norm_mse"},
+    "cmae_huang": {
+        **{"objective": "contrastive_mim", "decoder": DECODER, "loss": "norm_mse"},
+        "contrastive_mim": {
+            **{"position": 0.0, "shift": 0.3, "colour": True, "momentum": 0.9, "feature_depth": 1, "cell": 2},
+        },
+    },
 }
 LEARNS_NOTHING = ("raw_pixels",)
 SEES_LABELS: tuple[str, ...] = ()
