@@ -29,7 +29,18 @@ DECODER: dict[str, Any] = {"kind": "self_attention", "width": 16, "depth": 1, "h
 CONFIGS: dict[str, dict[str, Any]] = {
     "block_mim": {"objective": "block_mim", "decoder": DECODER, "loss": "mse", "block_mim": {"blocks": 2}},
     "latent_mim": {"objective": "latent_mim", "decoder": DECODER, "projector": {"width": 16}},
+    "sigreg": {
+        **{"objective": "latent_mim", "decoder": DECODER, "projector": {"width": 16}},
+        "collapse": "sigreg",
+    },
     "pixel_mim": {"objective": "pixel_mim", "decoder": DECODER, "loss": "norm_mse"},
+    "contrastive_mim": {"objective": "contrastive_mim", "decoder": DECODER, "loss": "norm_mse"},
+    "cmae_huang": {
+        **{"objective": "contrastive_mim", "decoder": DECODER, "loss": "norm_mse"},
+        "contrastive_mim": {
+            **{"position": 0.0, "shift": 0.3, "colour": True, "momentum": 0.9, "feature_depth": 1, "cell": 2},
+        },
+    },
 }
 LEARNS_NOTHING = ("raw_pixels",)
 SEES_LABELS: tuple[str, ...] = ()
