@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -171,8 +171,10 @@ class Schema:
         except ValidationError as error:
             _explain(error, settings, where)
             raise
-        version = facts.data_of(found).version
-        return found.model_copy(update={"data": found.data.model_copy(update={"version": version})})
+        data = facts.data_of(found)
+        if not data.error and (wrong := found.too_few_frames(data.frames)):
+            _blame(CombinationError("data.name", wrong), settings, where)
+        return found.model_copy(update={"data": found.data.model_copy(update={"version": data.version})})
 
 
 @functools.cache
@@ -223,12 +225,7 @@ def _explain(error: ValidationError, settings: Settings, where: str) -> None:
     first = error.errors()[0]
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, CombinationError):
-        named = {cause.key, *re.findall(r"[a-z_]+\.[a-z_]+", cause.message)}
-        suspects = [s for key, s in settings.items() if key in named]
-        # the change that was laid on last broke what held before it
-        blamed = max(suspects, key=lambda s: (s.rank, s.key == cause.key), default=None)
-        place = f"{blamed.where}: {blamed.key}" if blamed else where
-        fail(place, f"impossible combination: {cause.key} {cause.message}")
+        _blame(cause, settings, where)
     key = ".".join(str(part) for part in first["loc"])
     key = key.removesuffix(".kind") if key.removesuffix(".kind") in KINDS else key
     setting = settings.get(key)
@@ -237,6 +234,15 @@ def _explain(error: ValidationError, settings: Settings, where: str) -> None:
         f"{setting.where if setting else where}: {key}",
         f"expected {expected}, found {show(first['input'])}{nearest(first['input'], names)}",
     )
+
+
+def _blame(cause: CombinationError, settings: Settings, where: str) -> NoReturn:
+    """Name the place of the change that was laid on last: it broke what held before it."""
+    named = {cause.key, *re.findall(r"\w+\.\w+|\bobjective\b", cause.message)}
+    suspects = [s for key, s in settings.items() if key in named]
+    blamed = max(suspects, key=lambda s: (s.rank, s.key == cause.key), default=None)
+    place = f"{blamed.where}: {blamed.key}" if blamed else where
+    fail(place, f"impossible combination: {cause.key} {cause.message}")
 
 
 def expectation(error: Any) -> tuple[str, tuple[str, ...]]:
