@@ -171,8 +171,17 @@ class Schema:
         except ValidationError as error:
             _explain(error, settings, where)
             raise
-        version = facts.data_of(found).version
-        return found.model_copy(update={"data": found.data.model_copy(update={"version": version})})
+        data = facts.data_of(found)
+        if data.classes < 2 and "logits" in variants.describe("objective", named[0], sources).methods:
+            keys = ("objective", "data.name", "data.path")
+            blamed = max((s for k, s in settings.items() if k in keys), key=lambda s: s.rank, default=None)
+            fail(
+                f"{blamed.where}: {blamed.key}" if blamed else f"{where}: data.name",
+                f"impossible combination: {found.objective} needs labels of two classes or more, "
+                f"{found.data.name} has {data.classes}",
+            )
+        data_section = found.data.model_copy(update={"version": data.version})
+        return found.model_copy(update={"data": data_section})
 
 
 @functools.cache

@@ -29,9 +29,21 @@ DECODER: dict[str, Any] = {"kind": "self_attention", "width": 16, "depth": 1, "h
 CONFIGS: dict[str, dict[str, Any]] = {
     "latent_mim": {"objective": "latent_mim", "decoder": DECODER, "projector": {"width": 16}},
     "pixel_mim": {"objective": "pixel_mim", "decoder": DECODER, "loss": "norm_mse"},
+    "supervised": {"objective": "supervised"},
+    "supervised_changed": {
+        "objective": "supervised",
+        "supervised": {
+            "mixup": 0.8,
+            "cutmix": 1.0,
+            "smoothing": 0.1,
+            "drop_path": 0.2,
+            "randaugment": "rand-m9-mstd0.5-inc1",
+            "erasing": 0.25,
+        },
+    },
 }
 LEARNS_NOTHING = ("raw_pixels",)
-SEES_LABELS: tuple[str, ...] = ()
+SEES_LABELS: tuple[str, ...] = ("supervised", "supervised_changed")
 
 
 def tiny(name: str, **changes: Any) -> Config:
