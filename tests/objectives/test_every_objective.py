@@ -27,7 +27,12 @@ TINY: dict[str, Any] = {
 }
 DECODER: dict[str, Any] = {"kind": "self_attention", "width": 16, "depth": 1, "heads": 2}
 CONFIGS: dict[str, dict[str, Any]] = {
+    "block_mim": {"objective": "block_mim", "decoder": DECODER, "loss": "mse", "block_mim": {"blocks": 2}},
     "latent_mim": {"objective": "latent_mim", "decoder": DECODER, "projector": {"width": 16}},
+    "sigreg": {
+        **{"objective": "latent_mim", "decoder": DECODER, "projector": {"width": 16}},
+        "collapse": "sigreg",
+    },
     "pixel_mim": {"objective": "pixel_mim", "decoder": DECODER, "loss": "norm_mse"},
     "supervised": {"objective": "supervised"},
     "supervised_changed": {
@@ -39,6 +44,13 @@ CONFIGS: dict[str, dict[str, Any]] = {
             "drop_path": 0.2,
             "randaugment": "rand-m9-mstd0.5-inc1",
             "erasing": 0.25,
+        },
+    },
+    "contrastive_mim": {"objective": "contrastive_mim", "decoder": DECODER, "loss": "norm_mse"},
+    "cmae_huang": {
+        **{"objective": "contrastive_mim", "decoder": DECODER, "loss": "norm_mse"},
+        "contrastive_mim": {
+            **{"position": 0.0, "shift": 0.3, "colour": True, "momentum": 0.9, "feature_depth": 1, "cell": 2},
         },
     },
 }
