@@ -533,10 +533,10 @@ def _evaluate(run: Run, folder: TrialFolder, missing: Sequence[Evaluation], stop
             raise _Stopped
         return run.objective.features(images)
 
-    run.objective.eval()
-    data = run.config.data
+    objective, data = run.objective.eval(), run.config.data
+    logits = getattr(objective, "logits", None)
     with contextlib.suppress(_Stopped):
-        for evaluation, found in judge(features, run.dataset, data.image_size, missing, run.device):
+        for evaluation, found in judge(features, run.dataset, data.image_size, missing, run.device, logits):
             write_result(
                 evaluation.file(folder.path, data.version or ""),
                 Result(
