@@ -147,13 +147,13 @@ class Supervised(Objective):
         """Of whole images."""
         return self.classify(self.encoder.tokens(patchify(images, self.patch_size)))
 
-    def patch_features(self, images: Float[Tensor, "b c s s"]) -> Float[Tensor, "b n d"]:
+    def patch_features(self, images: Float[Tensor, "b c s s"], layer: int = 0) -> Float[Tensor, "b n d"]:
         """The last block's patch tokens."""
-        return self.encoder.patch_features(patchify(images, self.patch_size))
+        return self.encoder.patch_features(patchify(images, self.patch_size), layer)
 
-    def features(self, images: Float[Tensor, "b c s s"]) -> Float[Tensor, "b d"]:
+    def features(self, images: Float[Tensor, "b c s s"], layer: int = 0) -> Float[Tensor, "b d"]:
         """What the classifier reads, before its norm."""
-        return self.pooled(self.encoder.tokens(patchify(images, self.patch_size)))
+        return self.pooled(self.encoder.tokens(patchify(images, self.patch_size), layer=layer))
 
 
 # ------------------------------------------------------------------------------ mixing and erasing
