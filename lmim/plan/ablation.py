@@ -12,11 +12,11 @@ from typing import Any
 
 from lmim.config import Config
 from lmim.errors import count, fail, word
-from lmim.plan import facts
+from lmim.plan import cost, facts
 from lmim.plan.cells import labels
 from lmim.plan.claims import Claim, read_claims, read_only
 from lmim.plan.settings import ARM, SET, Setting
-from lmim.plan.sweep_file import BASELINES, Cell, Results, Spec, read
+from lmim.plan.sweep_file import BASELINES, EQUAL_COMPUTE, Cell, Results, Spec, read
 from lmim.trial.evaluation import Evaluation
 
 MAX_TRIALS = 10_000
@@ -163,9 +163,7 @@ def expand(spec: Spec, results: Results | None = None) -> Sweep:
     for cells in spec.design.cells(builder.ids, results or {}):
         builder.add(cells)
     for name in spec.file.baselines:
-        where = spec.sheet.where("baselines")
-        changes = {key: Setting(key, value, where, ARM) for key, value in BASELINES[name].items()}
-        builder.add([Cell(name, changes, baseline=True)])
+        builder.add([_baseline(spec, name)])
     written = [s for s in spec.base.values() if s.rank == SET]
     for setting in [*written, *(one for axis in spec.design.axes.values() for one in axis)]:
         if setting.key not in builder.read:
@@ -190,6 +188,19 @@ def expand(spec: Spec, results: Results | None = None) -> Sweep:
         undecided=builder.undecided,
         choices=tuple(spec.design.tell(builder.ids, results or {})),
     )
+
+
+def _baseline(spec: Spec, name: str) -> Cell:
+    where = spec.sheet.where("baselines")
+    changes = {key: Setting(key, value, where, ARM) for key, value in BASELINES[name].items()}
+    if name == EQUAL_COMPUTE:
+        pairs = spec.base, spec.base | changes
+        base, other = (spec.sheet.schema.resolve(settings, str(spec.sheet.path)) for settings in pairs)
+        if base.optim.epochs:
+            works = cost.works([base, other])
+            epochs = max(1, round(base.optim.epochs * works[base.arm].epoch / works[other.arm].epoch))
+            changes["optim.epochs"] = Setting("optim.epochs", epochs, where, ARM)
+    return Cell(name, changes, baseline=True)
 
 
 def _skipped(trials: Iterable[Trial]) -> Iterator[str]:

@@ -22,11 +22,23 @@ from lmim.variants import Count
 
 PROJECT_ABLATIONS = Path(__file__).parents[1] / "ablations"
 
+PIXEL_MIM = {
+    "objective": "pixel_mim",
+    "loss": "norm_mse",
+    "decoder": "self_attention",
+    "decoder.cues": False,
+    "mask.ratio": 0.75,
+    "mask.gap": 0,
+}
+EQUAL_COMPUTE = "pixel_mim_equal_compute"
 BASELINES: dict[str, dict[str, Any]] = {
     "random_encoder": {"optim.epochs": 0},
     "raw_pixels": {"objective": "raw_pixels", "optim.epochs": 0},
+    "pixel_mim": PIXEL_MIM,
+    EQUAL_COMPUTE: PIXEL_MIM,
 }
-"""What needs no training and stands in the same table: the floor that an arm must rise above."""
+"""What stands in the same table as the arms: the floor that they must rise above, and MAE for as many epochs,
+and for as many FLOPs, as the base."""
 
 
 class SweepFile(Section):
@@ -50,7 +62,8 @@ class SweepFile(Section):
     """What is expected, stated before it runs: `A > B`, `A < B on METRIC`, `A collapsed`, `A not
     collapsed`."""
     baselines: list[str] = Field(default_factory=list)
-    """Rows that need no training: `random_encoder`, `raw_pixels`."""
+    """Rows to compare with: `random_encoder` and `raw_pixels`, which need no training; `pixel_mim`, which is
+    MAE, and `pixel_mim_equal_compute`, with as many epochs as take the FLOPs of the base's."""
 
 
 @dataclass(frozen=True)
