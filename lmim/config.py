@@ -85,6 +85,10 @@ class Collapse(Section):
     """Where the latents to be predicted come from, and so what keeps them from collapsing."""
 
 
+TOKENS = ("kmeans",)
+"""The targets that are a patch's code: ids, of which a decoder predicts the logits."""
+
+
 class Loss(Section):
     """The settings are those of the loss; see `axes/loss.py`."""
 
@@ -413,6 +417,15 @@ def _rules(config: Config) -> Iterable[Rule]:
     )
     if hasattr(config, "encoder"):
         yield from _patch_rules(config)
+    if config.objective == "block_mim":
+        depth, blocks = config.section("encoder").depth, config.section("block_mim").blocks
+        yield (
+            "block_mim.blocks",
+            depth % blocks == 0,
+            f"{blocks} does not divide encoder.depth {depth}, the layers that the blocks share equally",
+        )
+    if hasattr(config, "loss"):
+        yield from _token_rules(config)
     for name in ("encoder", "decoder"):
         part = getattr(config, name, None)
         width, heads = getattr(part, "width", 0), getattr(part, "heads", 1)
@@ -490,6 +503,31 @@ def _contrast_rules(config: Config) -> Iterable[Rule]:
         not own.contrast or config.optim.batch_size > 1,
         "1 image has no other to be told from by contrastive_mim.contrast: two or more, as a loss is of one "
         "micro-batch",
+    )
+
+
+def _token_rules(config: Config) -> Iterable[Rule]:
+    loss = config.section("loss").kind
+    target = config.section("collapse").kind if hasattr(config, "collapse") else "pixels"
+    yield (
+        "loss",
+        loss != "cross_entropy" or target in TOKENS or variants.own(target),
+        f"cross_entropy compares with ids, and the target is {target}: use a token target, "
+        f"collapse: {' or '.join(TOKENS)}",
+    )
+    if target not in TOKENS:
+        return
+    yield (
+        "loss",
+        loss == "cross_entropy" or variants.own(loss),
+        f"{loss} compares numbers, and collapse {target} gives ids: use loss: cross_entropy",
+    )
+    similarity = getattr(config.section("mask"), "similarity", 0) if hasattr(config, "mask") else 0
+    yield (
+        "mask.similarity",
+        not similarity,
+        f"{similarity:g} constrains the predicted latents, and with collapse {target} logits of codes are "
+        "predicted: set it to 0",
     )
 
 

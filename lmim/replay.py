@@ -22,6 +22,7 @@ from lmim.command import Parser, exit_code, out_folder
 from lmim.config import Config
 from lmim.errors import cause
 from lmim.evaluate import judge, sampled
+from lmim.tokenizer import ensure
 from lmim.train.batches import batches
 from lmim.train.loop import Run, choose_device, device_name, open_planned
 from lmim.trial.code import code_digest, code_version
@@ -62,6 +63,7 @@ def differences(folder: TrialFolder) -> Iterator[Difference]:
     device = choose_device(config)
     torch.set_num_threads(config.run.threads)
     run = Run(config, open_planned(config), device)
+    ensure([config])  # by today's code, as all else
     same = device.type == "cpu" and state.device == device_name(device) and config.run.processes == 1
     rows, _ = folder.rows()
     yield from _scheduled(run, rows)

@@ -127,6 +127,7 @@ class Run:
         setup = Setup(*shape, data.crop_scale, mirrors, config.sources)
         self.objective: Objective = objectives.build(config, setup).to(device)
         self.progress = Progress()
+        self.prepared = False
         groups = parameter_groups(self.objective, optim.weight_decay)
         trained = any(group["params"] for group in groups)
         betas = optim.beta1, optim.beta2
@@ -186,6 +187,9 @@ class Run:
         """
         config, objective, optimiser = self.config, self.objective, self.optimiser
         assert optimiser is not None
+        if not self.prepared:
+            objective.prepare(config, self.dataset, resumed=self.progress.step > 0)
+            self.prepared = True
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(config.optim, self.progress.step / self.per_epoch)
         # tensors, because a compiled step would be compiled anew for another number

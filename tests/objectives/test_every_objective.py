@@ -27,6 +27,7 @@ TINY: dict[str, Any] = {
 }
 DECODER: dict[str, Any] = {"kind": "self_attention", "width": 16, "depth": 1, "heads": 2}
 CONFIGS: dict[str, dict[str, Any]] = {
+    "block_mim": {"objective": "block_mim", "decoder": DECODER, "loss": "mse", "block_mim": {"blocks": 2}},
     "latent_mim": {"objective": "latent_mim", "decoder": DECODER, "projector": {"width": 16}},
     "sigreg": {
         **{"objective": "latent_mim", "decoder": DECODER, "projector": {"width": 16}},
