@@ -29,6 +29,7 @@ DECODER: dict[str, Any] = {"kind": "self_attention", "width": 16, "depth": 1, "h
 CONFIGS: dict[str, dict[str, Any]] = {
     "latent_mim": {"objective": "latent_mim", "decoder": DECODER, "projector": {"width": 16}},
     "pixel_mim": {"objective": "pixel_mim", "decoder": DECODER, "loss": "norm_mse"},
+    "fsq": {"objective": "fsq", "fsq": {"levels": "3x2", "width": 16}},
 }
 LEARNS_NOTHING = ("raw_pixels",)
 SEES_LABELS: tuple[str, ...] = ()
