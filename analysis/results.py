@@ -38,6 +38,8 @@ class Arm:
     axes: Mapping[str, Any]
     """Dotted config key to value, as far as the sweep varies it."""
     baseline: bool = False
+    flops: float = 0.0
+    """Of one training; 0 where nothing is trained, or it was not counted."""
 
 
 @dataclass(frozen=True)
@@ -167,9 +169,9 @@ def assemble(plan: Mapping[str, Any], runs: Iterable[Trial]) -> Results:
     A run counts when it is planned, done, and of the plan's code: trained by it, or replayed on it with the
     same digits.
     """
-    arms = tuple(
-        sorted((Arm(a["name"], a["axes"], a["baseline"]) for a in plan["arms"]), key=lambda arm: arm.baseline)
-    )
+    flops = plan.get("flops", {})
+    rows = [Arm(a["name"], a["axes"], a["baseline"], flops.get(a["name"], 0.0)) for a in plan["arms"]]
+    arms = tuple(sorted(rows, key=lambda arm: arm.baseline))
     place = {arm.name: index for index, arm in enumerate(arms)}
     newest = {
         run.id: run for run in sorted(runs, key=lambda run: (run.status == "done", run.started, run.run_id))

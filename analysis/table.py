@@ -30,6 +30,8 @@ class Row:
     outcomes: Mapping[str, int]
     core_hours: float
     gpu_hours: float
+    flops: float = 0.0
+    """Of one training; 0 where nothing is trained, or it was not counted."""
 
 
 def rows(results: Results) -> tuple[Row, ...]:
@@ -48,6 +50,7 @@ def _row(arm: Arm, results: Results) -> Row:
         dict(sorted(Counter(t.outcome for t in trials if t.outcome).items())),
         math.fsum(map(_core_seconds, trials)) / 3600,
         math.fsum(trial.metrics.get("system/gpu_seconds", 0.0) for trial in trials) / 3600,
+        arm.flops,
     )
 
 
@@ -88,13 +91,16 @@ def cells(table: Sequence[Row], results: Results, none: str = NONE) -> list[list
         return f"{found.mean:.{digits[key]}f}{half}{fewer}"
 
     on_gpus = any(row.gpu_hours for row in table)
-    head = ["arm", "n", *map(results.label, metrics), "outcome", "core-hours", *["GPU-hours"] * on_gpus]
+    counted = any(row.flops for row in table)
+    head = ["arm", "n", *map(results.label, metrics), "outcome", *["TFLOPs"] * counted]
+    head += ["core-hours", *["GPU-hours"] * on_gpus]
     return [head] + [
         [
             row.arm,
             str(row.n),
             *(number(row, key) for key in metrics),
             ", ".join(f"{count} {outcome}" for outcome, count in row.outcomes.items()) or none,
+            *[f"{row.flops / 1e12:.4g}" if row.flops else none] * counted,
             f"{row.core_hours:.3f}",
             *[f"{row.gpu_hours:.3f}"] * on_gpus,
         ]
@@ -104,8 +110,9 @@ def cells(table: Sequence[Row], results: Results, none: str = NONE) -> list[list
 
 def caption(results: Results) -> str:
     """What the figures in a table are."""
+    flops = "TFLOPs are of one training, counted; " if any(arm.flops for arm in results.arms) else ""
     return (
-        f"Mean ± half-width of the 95 % t-interval over n seeds; scale {results.setting}; "
+        f"Mean ± half-width of the 95 % t-interval over n seeds; scale {results.setting}; {flops}"
         f"hours are the sum over the row's trials.{chance(results)}"
     )
 
@@ -172,6 +179,7 @@ def to_csv(table: Sequence[Row], verdicts: Sequence[Verdict] = ()) -> str:
             "n",
             *(key + part for key in metrics for part in parts),
             *outcomes,
+            "flops",
             "core_hours",
             "gpu_hours",
             *["verdicts"] * bool(verdicts),
@@ -187,6 +195,7 @@ def to_csv(table: Sequence[Row], verdicts: Sequence[Verdict] = ()) -> str:
                 row.n,
                 *(value for i in found for value in (i.mean, i.n, i.low, i.high)),
                 *(row.outcomes.get(outcome, 0) for outcome in outcomes),
+                row.flops or "",
                 row.core_hours,
                 row.gpu_hours,
                 *["; ".join(f"{v.claim}: {v.words}" for v in verdicts if row.arm in v.arms)] * bool(verdicts),

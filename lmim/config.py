@@ -271,6 +271,23 @@ class Config(Section):
         return self.optim.batch_size * self.optim.accumulate
 
     @property
+    def frames(self) -> int:
+        """Frames of a clip that a step sees: the objective's setting of that name; 0 where it has none."""
+        own = getattr(self, self.objective.rpartition(":")[2], None)
+        found: int = getattr(own, "frames", 0)
+        return found
+
+    def too_few_frames(self, there: int) -> str:
+        """What is wrong with data of clips of so many frames, 1 being images; empty where nothing is."""
+        if self.frames <= there or not self.frames:
+            return ""
+        own = self.objective.rpartition(":")[2]
+        return (
+            f"{self.data.name} is of {'images' if there == 1 else f'clips of {there} frames'}: objective "
+            f"{self.objective} needs clips of {own}.frames {self.frames} or more"
+        )
+
+    @property
     def identity(self) -> str:
         """Twelve hex digits of the SHA-256 of what the training uses, the seed included.
 
@@ -403,6 +420,9 @@ def _refuse(message: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+RANDAUGMENT = re.compile(r"rand(-(m|n|mmax)\d+|-(p|mstd)\d+(\.\d+)?|-inc[01])*")
+"""What timm reads: magnitude, layers, the largest magnitude; probability, deviation; harder ones."""
+
 Rule = tuple[str, bool, str]
 """The key to blame, whether the rule holds, and what to say where it does not."""
 
@@ -426,8 +446,22 @@ def _rules(config: Config) -> Iterable[Rule]:
         f"{run.gpus:g} is less than the one GPU that each of several run.processes takes: set it to "
         "1, or run.device=cpu",
     )
+    own = config.objective.rpartition(":")[2]
+    described = getattr(getattr(config, own, None), "randaugment", "")
+    yield (
+        f"{own}.randaugment",
+        not described or bool(RANDAUGMENT.fullmatch(described)),
+        f"expected timm's words such as rand-m9-mstd0.5-inc1, found {described}",
+    )
     if hasattr(config, "encoder"):
         yield from _patch_rules(config)
+    if config.objective == "block_mim":
+        depth, blocks = config.section("encoder").depth, config.section("block_mim").blocks
+        yield (
+            "block_mim.blocks",
+            depth % blocks == 0,
+            f"{blocks} does not divide encoder.depth {depth}, the layers that the blocks share equally",
+        )
     if hasattr(config, "loss"):
         yield from _token_rules(config)
     quantised = {"fsq": config.objective, "collapse": getattr(getattr(config, "collapse", None), "kind", "")}
@@ -471,6 +505,14 @@ def _patch_rules(config: Config) -> Iterable[Rule]:
         f"{ratio:g} of {patches} patches leaves {visible} visible: "
         "one or more must be visible and masked, of (data.image_size / encoder.patch_size) squared",
     )
+    if config.objective == "contrastive_mim":
+        yield from _contrast_rules(config)
+    if hasattr(config, "collapse") and (kind := config.section("collapse").kind) in ("vicreg", "sigreg"):
+        yield (
+            "optim.batch_size",
+            config.optim.batch_size > 1,
+            f"1 image has no spread, which {kind} needs: two or more, as a loss is of one micro-batch",
+        )
     if hasattr(config, "loss") and config.section("loss").kind == "patch_discrimination":
         yield (
             "mask.ratio",
@@ -478,6 +520,36 @@ def _patch_rules(config: Config) -> Iterable[Rule]:
             f"{ratio:g} of {patches} patches masks one; patch_discrimination needs "
             "others to tell it from, of (data.image_size / encoder.patch_size) squared",
         )
+
+
+def _contrast_rules(config: Config) -> Iterable[Rule]:
+    own, mask, grid = config.section("contrastive_mim"), config.section("mask"), config.grid
+    cells = (grid // own.cell) ** 2
+    visible = mask.visible(cells)
+    yield (
+        "contrastive_mim.cell",
+        grid % own.cell == 0,
+        f"{own.cell} does not divide the {grid} patches of a side, data.image_size / encoder.patch_size",
+    )
+    yield (
+        "mask.ratio",
+        0 < visible < cells,
+        f"{mask.ratio:g} of {cells} cells leaves {visible} visible: one or more must be visible and masked, "
+        "of (data.image_size / encoder.patch_size / contrastive_mim.cell) squared",
+    )
+    patches = visible * own.cell**2
+    yield (
+        "contrastive_mim.withheld",
+        not own.position or round(own.withheld * patches) > 0,
+        f"{own.withheld:g} of {patches} visible patches is none, of which contrastive_mim.position could ask "
+        "where it lies",
+    )
+    yield (
+        "optim.batch_size",
+        not own.contrast or config.optim.batch_size > 1,
+        "1 image has no other to be told from by contrastive_mim.contrast: two or more, as a loss is of one "
+        "micro-batch",
+    )
 
 
 def _token_rules(config: Config) -> Iterable[Rule]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
@@ -70,13 +71,19 @@ def projector(width: int, hidden: int, depth: int) -> nn.Sequential:
 class Encoder(nn.Module):
     """Patches of `values` numbers in, projected latents out.
 
-    The latents are what the decoder reads and the loss targets.
+    The latents are what the decoder reads and the loss targets. In training a block is skipped for a part of
+    the images that rises from 0 at the first to `drop_path` at the last (arXiv 1603.09382).
     """
 
     positions: Tensor
 
     def __init__(
-        self, encoder: config.Encoder, projection: config.Projector, positions: Positions, values: int
+        self,
+        encoder: config.Encoder,
+        projection: config.Projector,
+        positions: Positions,
+        values: int,
+        drop_path: float = 0.0,
     ) -> None:
         super().__init__()
         width = encoder.width
@@ -84,21 +91,40 @@ class Encoder(nn.Module):
         self.cls_token = nn.Parameter(torch.empty(1, 1, width))
         self.register_buffer("positions", positions(width), persistent=False)
         self.blocks = nn.ModuleList(
-            Block(width, encoder.heads, encoder.mlp_ratio, qkv_bias=True, norm_layer=LayerNorm)
-            for _ in range(encoder.depth)
+            Block(
+                width, encoder.heads, encoder.mlp_ratio, qkv_bias=True, norm_layer=LayerNorm, drop_path=rate
+            )
+            for rate in torch.linspace(0, drop_path, encoder.depth, device="cpu").tolist()
         )
         self.norm = LayerNorm(width)
         self.projector = projector(width, projection.width, projection.depth)
 
-    def tokens(
-        self, patches: Float[Tensor, "b n p"], indices: Int[Tensor, "b k"] | None = None
+    def embedded(
+        self,
+        patches: Float[Tensor, "b n p"],
+        indices: Int[Tensor, "b k"] | None = None,
+        placed: int | None = None,
     ) -> Float[Tensor, "b t d"]:
-        """The last block's tokens of the patches named by `indices` (all when None), class token first."""
+        """What the first block reads of the patches named by `indices` (all when None), class token first.
+
+        Patches after the first `placed` of them are not told where they lie.
+        """
         positions = self.positions.expand(len(patches), -1, -1)
         if indices is not None:
             patches, positions = take(patches, indices), take(positions, indices)
+        if placed is not None:
+            positions = F.pad(positions[:, :placed], (0, 0, 0, positions.shape[1] - placed))
         x: Tensor = self.embed(patches) + positions
-        x = torch.cat([self.cls_token.expand(len(x), -1, -1).to(x.dtype), x], dim=1)
+        return torch.cat([self.cls_token.expand(len(x), -1, -1).to(x.dtype), x], dim=1)
+
+    def tokens(
+        self,
+        patches: Float[Tensor, "b n p"],
+        indices: Int[Tensor, "b k"] | None = None,
+        placed: int | None = None,
+    ) -> Float[Tensor, "b t d"]:
+        """The last block's tokens; the arguments are those of `embedded`."""
+        x = self.embedded(patches, indices, placed)
         for block in self.blocks:
             x = block(x)
         return x

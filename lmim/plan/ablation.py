@@ -12,11 +12,11 @@ from typing import Any
 
 from lmim.config import Config
 from lmim.errors import count, fail, word
-from lmim.plan import facts
+from lmim.plan import cost, facts
 from lmim.plan.cells import labels
 from lmim.plan.claims import Claim, read_claims, read_only
 from lmim.plan.settings import ARM, SET, Setting
-from lmim.plan.sweep_file import BASELINES, Cell, Results, Spec, read
+from lmim.plan.sweep_file import BASELINES, EQUAL_COMPUTE, Cell, Results, Spec, read
 from lmim.trial.evaluation import Evaluation
 
 MAX_TRIALS = 10_000
@@ -106,9 +106,7 @@ class Sweep:
 
     def where(self, key: str) -> str:
         """Where a config key was set: `file:line` or the argument; the sweep file where nobody did."""
-        base = self.spec.base.get(key)
-        found = next(iter(self.spec.design.axes.get(key, ())), base)
-        return f"{found.where if found else self.path}: {key}"
+        return _where(self.spec, key)
 
     def check_data(self, trials: Iterable[Trial]) -> None:
         """Whether the datasets that trials read can be opened on this machine.
@@ -163,15 +161,18 @@ def expand(spec: Spec, results: Results | None = None) -> Sweep:
     for cells in spec.design.cells(builder.ids, results or {}):
         builder.add(cells)
     for name in spec.file.baselines:
-        where = spec.sheet.where("baselines")
-        changes = {key: Setting(key, value, where, ARM) for key, value in BASELINES[name].items()}
-        builder.add([Cell(name, changes, baseline=True)])
+        builder.add([_baseline(spec, name)])
     written = [s for s in spec.base.values() if s.rank == SET]
     for setting in [*written, *(one for axis in spec.design.axes.values() for one in axis)]:
         if setting.key not in builder.read:
             fail(setting.where, f"{setting.key}: no arm of this sweep reads it")
     arms = {arm.name: arm.axes for arm in builder.arms}
-    claims = read_claims(spec, arms)
+    configs = {trial.arm: trial.config for trial in builder.trials}
+    for number, one in enumerate(spec.sheet.evaluations):
+        if not any(one.applies(config) for config in configs.values()):
+            where = spec.sheet.where("evaluate", number)
+            fail(f"{where}: evaluate", f"{one.protocol}: no arm of this sweep has {', '.join(one.needs)}")
+    claims = read_claims(spec, arms, configs)
     only = read_only(spec, arms)
     return Sweep(
         name=spec.file.name,
@@ -186,10 +187,23 @@ def expand(spec: Spec, results: Results | None = None) -> Sweep:
         trials=tuple(t for t in builder.trials if t.arm in only and t.seed in spec.wanted),
         path=spec.sheet.path,
         spec=spec,
-        notes=(*builder.notes(), *_skipped(builder.trials)),
+        notes=(*builder.notes(), *_skipped(builder.trials), *_still(spec, builder.trials)),
         undecided=builder.undecided,
         choices=tuple(spec.design.tell(builder.ids, results or {})),
     )
+
+
+def _baseline(spec: Spec, name: str) -> Cell:
+    where = spec.sheet.where("baselines")
+    changes = {key: Setting(key, value, where, ARM) for key, value in BASELINES[name].items()}
+    if name == EQUAL_COMPUTE:
+        pairs = spec.base, spec.base | changes
+        base, other = (spec.sheet.schema.resolve(settings, str(spec.sheet.path)) for settings in pairs)
+        if base.optim.epochs:
+            works = cost.works([base, other])
+            epochs = max(1, round(base.optim.epochs * works[base.arm].epoch / works[other.arm].epoch))
+            changes["optim.epochs"] = Setting("optim.epochs", epochs, where, ARM)
+    return Cell(name, changes, baseline=True)
 
 
 def _skipped(trials: Iterable[Trial]) -> Iterator[str]:
@@ -201,6 +215,23 @@ def _skipped(trials: Iterable[Trial]) -> Iterator[str]:
             named = ", ".join(data.skipped_names)
             files = count(data.skipped, "file")
             yield f"{config.data.path}: {files} cannot be read and left out: {named}{more}"
+
+
+def _still(spec: Spec, trials: Iterable[Trial]) -> Iterator[str]:
+    """Which objectives see of clips one frame alone."""
+    for name, config in {(t.config.data.name, t.config.objective): t.config for t in trials}.items():
+        frames = facts.data_of(config).frames
+        if frames > 1 and config.optim.epochs and not config.frames:
+            yield (
+                f"{_where(spec, 'data.name')}: of {name[0]}'s clips of {frames} frames {name[1]} sees the "
+                "middle ones alone"
+            )
+
+
+def _where(spec: Spec, key: str) -> str:
+    base = spec.base.get(key)
+    found = next(iter(spec.design.axes.get(key, ())), base)
+    return f"{found.where if found else spec.sheet.path}: {key}"
 
 
 class _Builder:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from lmim.errors import fail
+from lmim.errors import UserError, fail
 from lmim.metrics import Metric, known
-from lmim.plan import facts
+from lmim.plan import cost, facts
 from lmim.plan.ablation import Arm, Sweep
 from lmim.plan.claims import statement
 from lmim.trial.code import code_digest, code_version
@@ -84,6 +84,8 @@ class Record(BaseModel):
     """Which arms are one, which images cannot be read, and what results had chosen by the last round."""
     classes: int = 0
     """Of the data; 0 where they cannot be opened, or those of the arms differ in it."""
+    flops: dict[str, float] = {}
+    """Arm to what one training of it takes; without those that train nothing, or were not counted."""
     code: str = ""
     """The code that results are compared with, by `code_digest`."""
     commit: str = ""
@@ -111,6 +113,7 @@ class Record(BaseModel):
             metrics=known(sweep.evaluations),
             notes=(*sweep.notes, *sweep.choices),
             classes=_classes(sweep),
+            flops=_flops(sweep),
             code=code_digest(),
             commit=code_version(),
         )
@@ -164,6 +167,18 @@ def check_file(sweep: Sweep, out: Path) -> None:
                     f"name: {out / sweep.name} holds the results of {other}, which is named {sweep.name} "
                     "too: give one of them another name, or this one another --out",
                 )
+
+
+def _flops(sweep: Sweep) -> dict[str, float]:
+    configs = {trial.arm: trial.config for trial in sweep.planned if trial.config.optim.epochs}
+    if len(configs) > cost.MODELS:  # of more, some would be reckoned by the others
+        return {}
+    try:
+        works = cost.works(configs.values())
+    except UserError:  # a model that cannot be built, as its trial will say
+        return {}
+    found = {arm: works[config.arm].epoch * config.optim.epochs for arm, config in configs.items()}
+    return {arm: flops for arm, flops in found.items() if flops}
 
 
 def _classes(sweep: Sweep) -> int:

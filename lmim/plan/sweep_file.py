@@ -16,17 +16,29 @@ from lmim.errors import fail, nearest, show
 from lmim.metrics import Metric, full_name, known
 from lmim.plan import designs
 from lmim.plan.located_yaml import Node, read_yaml
-from lmim.plan.settings import BASE, SCALE, Schema, Setting, Settings, expectation
+from lmim.plan.settings import BASE, OWN, SCALE, Schema, Setting, Settings, expectation
 from lmim.trial.evaluation import DEFAULT, EntryError, Evaluation, read_evaluations
 from lmim.variants import Count
 
 PROJECT_ABLATIONS = Path(__file__).parents[1] / "ablations"
 
+PIXEL_MIM = {
+    "objective": "pixel_mim",
+    "loss": "norm_mse",
+    "decoder": "self_attention",
+    "decoder.cues": False,
+    "mask.ratio": 0.75,
+    "mask.gap": 0,
+}
+EQUAL_COMPUTE = "pixel_mim_equal_compute"
 BASELINES: dict[str, dict[str, Any]] = {
     "random_encoder": {"optim.epochs": 0},
     "raw_pixels": {"objective": "raw_pixels", "optim.epochs": 0},
+    "pixel_mim": PIXEL_MIM,
+    EQUAL_COMPUTE: PIXEL_MIM,
 }
-"""What needs no training and stands in the same table: the floor that an arm must rise above."""
+"""What stands in the same table as the arms: the floor that they must rise above, and MAE for as many epochs,
+and for as many FLOPs, as the base."""
 
 
 class SweepFile(Section):
@@ -38,6 +50,8 @@ class SweepFile(Section):
     """What the sweep is to find out; it heads the report."""
     base: str | None = None
     """A file of config keys, beside the sweep or in the project's `ablations/`."""
+    config: dict[str, Any] = Field(default_factory=dict)
+    """Config keys of every arm and baseline, laid over base and scale."""
     design: str = "grid"
     """A file of `designs/`."""
     seeds: list[Count] = Field(default_factory=lambda: [0])
@@ -50,7 +64,8 @@ class SweepFile(Section):
     """What is expected, stated before it runs: `A > B`, `A < B on METRIC`, `A collapsed`, `A not
     collapsed`."""
     baselines: list[str] = Field(default_factory=list)
-    """Rows that need no training: `random_encoder`, `raw_pixels`."""
+    """Rows to compare with: `random_encoder` and `raw_pixels`, which need no training; `pixel_mim`, which is
+    MAE, and `pixel_mim_equal_compute`, with as many epochs as take the FLOPs of the base's."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +135,7 @@ class Spec:
     design: Design
     scale: str
     base: Settings
-    """base, scale and --set together: what every arm stands on."""
+    """base, scale, the file's own config and --set together: what every arm stands on."""
     seeds: tuple[int, ...]
     """The file's, then those that the call adds; the call's alone where a design's cells hang on them."""
     wanted: tuple[int, ...]
@@ -175,6 +190,8 @@ def read(
     base: Settings = {}
     for found, node, rank in below:
         base |= schema.settings_of(node, str(found), rank)
+    if file.config:
+        base |= schema.settings_of(tree.at(("config",)), str(path), OWN)
     base |= arguments
     design = expand(file, sheet)
     if both := [key for key in design.axes if key in arguments]:

@@ -27,12 +27,36 @@ TINY: dict[str, Any] = {
 }
 DECODER: dict[str, Any] = {"kind": "self_attention", "width": 16, "depth": 1, "heads": 2}
 CONFIGS: dict[str, dict[str, Any]] = {
+    "block_mim": {"objective": "block_mim", "decoder": DECODER, "loss": "mse", "block_mim": {"blocks": 2}},
     "latent_mim": {"objective": "latent_mim", "decoder": DECODER, "projector": {"width": 16}},
+    "sigreg": {
+        **{"objective": "latent_mim", "decoder": DECODER, "projector": {"width": 16}},
+        "collapse": "sigreg",
+    },
     "pixel_mim": {"objective": "pixel_mim", "decoder": DECODER, "loss": "norm_mse"},
     "fsq": {"objective": "fsq", "fsq": {"levels": "3x2", "width": 16}},
+    "supervised": {"objective": "supervised"},
+    "supervised_changed": {
+        "objective": "supervised",
+        "supervised": {
+            "mixup": 0.8,
+            "cutmix": 1.0,
+            "smoothing": 0.1,
+            "drop_path": 0.2,
+            "randaugment": "rand-m9-mstd0.5-inc1",
+            "erasing": 0.25,
+        },
+    },
+    "contrastive_mim": {"objective": "contrastive_mim", "decoder": DECODER, "loss": "norm_mse"},
+    "cmae_huang": {
+        **{"objective": "contrastive_mim", "decoder": DECODER, "loss": "norm_mse"},
+        "contrastive_mim": {
+            **{"position": 0.0, "shift": 0.3, "colour": True, "momentum": 0.9, "feature_depth": 1, "cell": 2},
+        },
+    },
 }
 LEARNS_NOTHING = ("raw_pixels",)
-SEES_LABELS: tuple[str, ...] = ()
+SEES_LABELS: tuple[str, ...] = ("supervised", "supervised_changed")
 
 
 def tiny(name: str, **changes: Any) -> Config:

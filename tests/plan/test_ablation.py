@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from lmim.plan.ablation import load
+from lmim.plan.record import Record
 
 if TYPE_CHECKING:
     from tests.plan.conftest import Folder
@@ -67,6 +68,27 @@ def test_baselines_stand_beside_the_arms(folder: "Folder") -> None:
     ]
     assert sweep.trials[-1].config.objective == "raw_pixels"
     assert sweep.trials[-1].axes == {}
+
+
+def test_mae_stands_beside_the_arms_at_equal_epochs_and_at_equal_compute(folder: "Folder") -> None:
+    """A method that costs more a step would be compared with a baseline that was trained for less."""
+    sweep = folder.load(
+        "axes: {loss: [mse, cosine]}\nbaselines: [pixel_mim, pixel_mim_equal_compute]\n",
+        sets=["optim.epochs=40"],
+    )
+    base, _, same, equal = (trial.config for trial in sweep.trials)
+    assert (same.objective, same.section("loss").kind, same.section("decoder").cues) == (
+        "pixel_mim",
+        "norm_mse",
+        False,
+    )
+    assert same.optim.epochs == base.optim.epochs == 40
+    flops = Record.of(sweep).flops
+    assert flops["pixel_mim"] < 0.9 * flops["mse"]
+    assert flops["pixel_mim_equal_compute"] == pytest.approx(flops["mse"], rel=0.5 / 40 + 0.01)
+    assert equal == same.model_copy(
+        update={"optim": same.optim.model_copy(update={"epochs": equal.optim.epochs})}
+    )
 
 
 def test_a_cell_that_occurs_twice_runs_once(folder: "Folder") -> None:
@@ -168,3 +190,9 @@ def test_planning_loads_neither_torch_nor_ray() -> None:
         check=True,
     )
     assert json.loads(done.stdout) == []
+
+
+def test_a_protocol_that_judges_no_arm_is_refused(folder: "Folder") -> None:
+    """A column of dashes would be found after the training."""
+    text = "axes: {loss: [mse, cosine]}\nevaluate:\n  - nn\n  - top1\nmetric: nn_top1\n"
+    assert folder.error(text) == "sweep.yaml:6: evaluate: top1: no arm of this sweep has logits"
