@@ -34,6 +34,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "collapse": "sigreg",
     },
     "pixel_mim": {"objective": "pixel_mim", "decoder": DECODER, "loss": "norm_mse"},
+    "fsq": {"objective": "fsq", "fsq": {"levels": "3x2", "width": 16}},
     "supervised": {"objective": "supervised"},
     "supervised_changed": {
         "objective": "supervised",
