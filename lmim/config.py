@@ -261,6 +261,23 @@ class Config(Section):
         return self.optim.batch_size * self.optim.accumulate
 
     @property
+    def frames(self) -> int:
+        """Frames of a clip that a step sees: the objective's setting of that name; 0 where it has none."""
+        own = getattr(self, self.objective.rpartition(":")[2], None)
+        found: int = getattr(own, "frames", 0)
+        return found
+
+    def too_few_frames(self, there: int) -> str:
+        """What is wrong with data of clips of so many frames, 1 being images; empty where nothing is."""
+        if self.frames <= there or not self.frames:
+            return ""
+        own = self.objective.rpartition(":")[2]
+        return (
+            f"{self.data.name} is of {'images' if there == 1 else f'clips of {there} frames'}: objective "
+            f"{self.objective} needs clips of {own}.frames {self.frames} or more"
+        )
+
+    @property
     def identity(self) -> str:
         """Twelve hex digits of the SHA-256 of what the training uses, the seed included.
 

@@ -123,8 +123,10 @@ class Run:
         torch.manual_seed(generator(config.seed, "weights").initial_seed())
         data, optim = config.data, config.optim
         mirrors = data.flip and dataset.flips
+        if wrong := config.too_few_frames(dataset.frames):
+            raise UserError(f"data.name: {wrong}")
         shape = data.image_size, dataset.channels, dataset.classes
-        setup = Setup(*shape, data.crop_scale, mirrors, config.sources)
+        setup = Setup(*shape, data.crop_scale, mirrors, config.sources, dataset.frames)
         self.objective: Objective = objectives.build(config, setup).to(device)
         self.progress = Progress()
         self.prepared = False
