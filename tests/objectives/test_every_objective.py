@@ -47,6 +47,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
             "erasing": 0.25,
         },
     },
+    "supervised_mim": {
+        **{"objective": "supervised_mim", "decoder": DECODER, "projector": {"width": 16}},
+        "supervised_mim": {"classify": "both", "drop_path": 0.2, "erasing": 0.25},
+    },
     "contrastive_mim": {"objective": "contrastive_mim", "decoder": DECODER, "loss": "norm_mse"},
     "cmae_huang": {
         **{"objective": "contrastive_mim", "decoder": DECODER, "loss": "norm_mse"},
@@ -56,7 +60,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
 }
 LEARNS_NOTHING = ("raw_pixels",)
-SEES_LABELS: tuple[str, ...] = ("supervised", "supervised_changed")
+SEES_LABELS: tuple[str, ...] = ("supervised", "supervised_changed", "supervised_mim")
 
 
 def tiny(name: str, **changes: Any) -> Config:
