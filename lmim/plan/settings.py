@@ -27,7 +27,7 @@ class Setting:
 
 
 Settings = dict[str, Setting]
-BASE, SCALE, ARM, SET = 1, 2, 3, 4
+BASE, SCALE, OWN, ARM, SET = 1, 2, 3, 4, 5
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Schema:
             yield prefix, node
 
     def settings_of(self, node: Node, file: str, rank: int) -> Settings:
-        """The settings of a base or scale file, checked key by key; their fit together comes later."""
+        """The settings of a mapping in a file, checked key by key; their fit together comes later."""
         found: Settings = {}
         if node.value is None:
             return found
@@ -104,7 +104,7 @@ class Schema:
             if key in found:
                 fail(where, f"duplicate key {key}, first at {found[key].where}")
             if key == "seed":
-                fail(where, "seed: expected in the sweep's seeds, found here; a base or scale has none")
+                fail(where, "seed: expected in the sweep's seeds, found here")
             found[key] = self.checked(Setting(key, leaf.plain(), where, rank))
         return found
 

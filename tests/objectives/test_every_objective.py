@@ -29,6 +29,13 @@ DECODER: dict[str, Any] = {"kind": "self_attention", "width": 16, "depth": 1, "h
 CONFIGS: dict[str, dict[str, Any]] = {
     "latent_mim": {"objective": "latent_mim", "decoder": DECODER, "projector": {"width": 16}},
     "pixel_mim": {"objective": "pixel_mim", "decoder": DECODER, "loss": "norm_mse"},
+    "video_mim": {
+        "objective": "video_mim",
+        "data.name": "clips.py:moving",
+        "decoder": DECODER,
+        "projector": {"width": 16},
+        "sources": {"clips.py": MOVING},
+    },
 }
 LEARNS_NOTHING = ("raw_pixels",)
 SEES_LABELS: tuple[str, ...] = ()
