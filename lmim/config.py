@@ -432,6 +432,13 @@ def _rules(config: Config) -> Iterable[Rule]:
         yield from _patch_rules(config)
     if config.objective == "video_mim":
         yield from _tube_rules(config)
+    if config.objective == "block_mim":
+        depth, blocks = config.section("encoder").depth, config.section("block_mim").blocks
+        yield (
+            "block_mim.blocks",
+            depth % blocks == 0,
+            f"{blocks} does not divide encoder.depth {depth}, the layers that the blocks share equally",
+        )
     for name in ("encoder", "decoder"):
         part = getattr(config, name, None)
         width, heads = getattr(part, "width", 0), getattr(part, "heads", 1)
@@ -465,6 +472,14 @@ def _patch_rules(config: Config) -> Iterable[Rule]:
         f"{ratio:g} of {patches} patches leaves {visible} visible: "
         "one or more must be visible and masked, of (data.image_size / encoder.patch_size) squared",
     )
+    if config.objective == "contrastive_mim":
+        yield from _contrast_rules(config)
+    if hasattr(config, "collapse") and (kind := config.section("collapse").kind) in ("vicreg", "sigreg"):
+        yield (
+            "optim.batch_size",
+            config.optim.batch_size > 1,
+            f"1 image has no spread, which {kind} needs: two or more, as a loss is of one micro-batch",
+        )
     if hasattr(config, "loss") and config.section("loss").kind == "patch_discrimination":
         yield (
             "mask.ratio",
@@ -489,6 +504,36 @@ def _tube_rules(config: Config) -> Iterable[Rule]:
         0 < visible < patches,
         f"{own.video_ratio:g} of {patches} patches leaves {visible} visible: one or more must be visible and "
         "masked, of (data.image_size / encoder.patch_size) squared",
+    )
+
+
+def _contrast_rules(config: Config) -> Iterable[Rule]:
+    own, mask, grid = config.section("contrastive_mim"), config.section("mask"), config.grid
+    cells = (grid // own.cell) ** 2
+    visible = mask.visible(cells)
+    yield (
+        "contrastive_mim.cell",
+        grid % own.cell == 0,
+        f"{own.cell} does not divide the {grid} patches of a side, data.image_size / encoder.patch_size",
+    )
+    yield (
+        "mask.ratio",
+        0 < visible < cells,
+        f"{mask.ratio:g} of {cells} cells leaves {visible} visible: one or more must be visible and masked, "
+        "of (data.image_size / encoder.patch_size / contrastive_mim.cell) squared",
+    )
+    patches = visible * own.cell**2
+    yield (
+        "contrastive_mim.withheld",
+        not own.position or round(own.withheld * patches) > 0,
+        f"{own.withheld:g} of {patches} visible patches is none, of which contrastive_mim.position could ask "
+        "where it lies",
+    )
+    yield (
+        "optim.batch_size",
+        not own.contrast or config.optim.batch_size > 1,
+        "1 image has no other to be told from by contrastive_mim.contrast: two or more, as a loss is of one "
+        "micro-batch",
     )
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
@@ -90,15 +91,32 @@ class Encoder(nn.Module):
         self.norm = LayerNorm(width)
         self.projector = projector(width, projection.width, projection.depth)
 
-    def tokens(
-        self, patches: Float[Tensor, "b n p"], indices: Int[Tensor, "b k"] | None = None
+    def embedded(
+        self,
+        patches: Float[Tensor, "b n p"],
+        indices: Int[Tensor, "b k"] | None = None,
+        placed: int | None = None,
     ) -> Float[Tensor, "b t d"]:
-        """The last block's tokens of the patches named by `indices` (all when None), class token first."""
+        """What the first block reads of the patches named by `indices` (all when None), class token first.
+
+        Patches after the first `placed` of them are not told where they lie.
+        """
         positions = self.positions.expand(len(patches), -1, -1)
         if indices is not None:
             patches, positions = take(patches, indices), take(positions, indices)
+        if placed is not None:
+            positions = F.pad(positions[:, :placed], (0, 0, 0, positions.shape[1] - placed))
         x: Tensor = self.embed(patches) + positions
-        x = torch.cat([self.cls_token.expand(len(x), -1, -1).to(x.dtype), x], dim=1)
+        return torch.cat([self.cls_token.expand(len(x), -1, -1).to(x.dtype), x], dim=1)
+
+    def tokens(
+        self,
+        patches: Float[Tensor, "b n p"],
+        indices: Int[Tensor, "b k"] | None = None,
+        placed: int | None = None,
+    ) -> Float[Tensor, "b t d"]:
+        """The last block's tokens; the arguments are those of `embedded`."""
+        x = self.embedded(patches, indices, placed)
         for block in self.blocks:
             x = block(x)
         return x

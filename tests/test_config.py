@@ -113,6 +113,8 @@ def test_the_users_own_code_is_part_of_the_identity_and_its_comments_are_not() -
         ({"decoder": {"heads": 3}}, "decoder.width"),
         ({"encoder": {"width": 6, "heads": 2}}, "encoder.width"),
         ({"data": {"image_size": 21}}, "data.image_size"),
+        ({"collapse": {"kind": "vicreg"}, "optim": {"batch_size": 1}}, "optim.batch_size"),
+        ({"collapse": {"kind": "sigreg"}, "optim": {"batch_size": 1}}, "optim.batch_size"),
     ],
 )
 def test_an_impossible_combination_names_its_key(change: dict[str, object], key: str) -> None:
@@ -122,6 +124,28 @@ def test_an_impossible_combination_names_its_key(change: dict[str, object], key:
     cause = caught.value.errors()[0]["ctx"]["error"]
     assert isinstance(cause, CombinationError)
     assert cause.key == key
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"contrastive_mim": {"cell": 3}}, "contrastive_mim.cell"),
+        ({"contrastive_mim": {"cell": 8}}, "contrastive_mim.cell"),
+        ({"contrastive_mim": {"cell": 2}, "mask": {"ratio": 0.95}}, "mask.ratio"),
+        ({"contrastive_mim": {"withheld": 0.05}}, "contrastive_mim.withheld"),
+        ({"optim": {"batch_size": 1}}, "optim.batch_size"),
+    ],
+)
+def test_what_contrastive_mim_cannot_do_is_said_by_its_key(change: dict[str, Any], key: str) -> None:
+    """Without others a contrast is 0, and without patches a place: a loss that teaches nothing, or is NaN."""
+    tree = {"objective": "contrastive_mim", "encoder": {"patch_size": 5}}
+    with pytest.raises(ValidationError) as caught:
+        Config.read(tree | change)
+    cause = caught.value.errors()[0]["ctx"]["error"]
+    assert isinstance(cause, CombinationError)
+    assert cause.key == key
+    own = {"contrast": 0.0, "position": 0.0, "withheld": 0.0}
+    Config.read(tree | {"contrastive_mim": own, "optim": {"batch_size": 1}})
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,9 @@ Latent MIM (arXiv 2407.15837), section on joint optimisation of online and targe
 
 A target has `encode(online, patches, view)`, which gives what is to be predicted of the masked patches,
 [images, masked, channels], and may have `width`, how many channels that are. What of it follows the
-optimiser's step is in `scheduled` and `after_step`. Its settings are the keys of the config's section
-`collapse` that it reads; `target_sees` ([A]: mask_target) says which patches the target encoder is shown.
+optimiser's step is in `scheduled` and `after_step`; what it adds to the loss is in `regularise`. Its settings
+are the keys of the config's section `collapse` that it reads; `target_sees` ([A]: mask_target) says which
+patches the target encoder is shown.
 """
 
 import copy
@@ -14,12 +15,13 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from lmim.encoder import Encoder, View, take
 from lmim.schedules import cosine_decay
-from lmim.variants import Fraction
+from lmim.variants import BelowOne, Fraction, NonNegative, PositiveInt
 
 
 def masked_latents(
@@ -46,6 +48,12 @@ class Target(nn.Module):
 
     def after_step(self, online: Encoder, scheduled: Mapping[str, float]) -> None:
         """Follow the online encoder, `scheduled` being the values after its step."""
+
+    def regularise(
+        self, visible: Float[Tensor, "b v d"], target: Float[Tensor, "b m e"]
+    ) -> Float[Tensor, ""] | None:
+        """What the latents of visible and masked patches add to the loss; None where nothing is added."""
+        return None
 
 
 def width_of(target: Callable[..., Any], online: Encoder) -> int:
@@ -142,10 +150,144 @@ class Pixels(Target):
         return take(patches, view.masked)
 
 
+# ------------------------------------------------------------------- a regulariser in asymmetry's stead
+
+
+def hinged_deviation(x: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
+    """VICReg's variance term: how far each channel's standard deviation is below one, in the mean."""
+    return F.relu(1 - (x.var(dim=0) + 1e-4).sqrt()).mean()
+
+
+def covariance(x: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
+    """VICReg's covariance term: the squared covariances of any two channels, summed, over the channels."""
+    x = x - x.mean(dim=0)
+    found = x.T @ x / (len(x) - 1)
+    return (found.square().sum() - found.diagonal().square().sum()) / x.shape[1]
+
+
+def variance_covariance(
+    x: Float[Tensor, "n d"], y: Float[Tensor, "k d"], deviation: float, covariances: float
+) -> Float[Tensor, ""]:
+    """VICReg without its invariance: variance terms averaged over x and y, covariance terms summed.
+
+    The average is that of the authors' code; the paper's formula sums.
+    """
+    return deviation * (hinged_deviation(x) + hinged_deviation(y)) / 2 + covariances * (
+        covariance(x) + covariance(y)
+    )
+
+
+def vicreg(x: Float[Tensor, "n d"], y: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
+    """VICReg of two views (arXiv 2105.04906) with the published 25, 25 and 1.
+
+    >>> round(vicreg(torch.ones(8, 4), torch.ones(8, 4)).item(), 4)  # collapsed
+    24.75
+    """
+    return 25 * F.mse_loss(x, y) + variance_covariance(x, y, 25.0, 1.0)
+
+
+def sigreg(x: Float[Tensor, "*g n d"], directions: Float[Tensor, "d s"]) -> Float[Tensor, ""]:
+    """SIGReg (LeJEPA, arXiv 2511.08544): how far n samples are from N(0, I), in the mean over directions.
+
+    In each direction n times the integral over t in [-3, 3] of |ecf(t) - e^(-t^2/2)|^2 e^(-t^2/2), ecf being
+    the samples' empirical characteristic function; by the trapezoid rule, with 17 knots on [0, 3] as the
+    integrand is even. The directions are unit vectors. Groups of samples are judged each by itself.
+    About 1.05 for samples of N(0, I), however many; 0.402 n where all are zero.
+
+    >>> round(sigreg(torch.zeros(100, 2), torch.eye(2)).item(), 1)
+    40.2
+    """
+    t = torch.linspace(0, 3, 17, device=x.device)
+    step, normal = 3 / 16, (-t.square() / 2).exp()
+    weights = 2 * step * normal
+    weights = torch.cat([weights[:1] / 2, weights[1:-1], weights[-1:] / 2])
+    angles = (x @ directions)[..., None] * t
+    error = (angles.cos().mean(dim=-3) - normal).square() + angles.sin().mean(dim=-3).square()
+    return (error @ weights).mean() * x.shape[-2]
+
+
+def levels(
+    visible: Float[Tensor, "b v d"], target: Float[Tensor, "b m d"]
+) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b n d"]]:
+    """An image's latents as their mean, and what each patch differs from it by.
+
+    Latents that tell a patch's place alone have one mean for all images, as visible and masked patches
+    together are all places; latents that tell the image alone leave no difference. Either is predicted
+    without looking, and all patches in one heap would pass for well spread.
+    """
+    latents = torch.cat([visible, target], dim=1)
+    means = latents.mean(dim=1)
+    return means, latents - means[:, None]
+
+
+class VICReg(Joint):
+    """The online weights, gradient through both sides, with VICReg's variance and covariance terms.
+
+    VICReg (arXiv 2105.04906). It has two views of each image; here they are the two levels of an image's
+    latents, which is our choice: means between images and differences within them. The invariance is what the
+    loss axis compares, with a weight of one; published are 25, 25 and 1.
+    `variance` weighs how far deviations are below one, relative to the loss. `covariance` weighs the squared
+    covariances likewise.
+    """
+
+    def __init__(
+        self,
+        online: Encoder,
+        *,
+        variance: NonNegative = 1.0,
+        covariance: NonNegative = 0.04,
+        target_sees: Literal["masked", "all"] = "masked",
+    ) -> None:
+        super().__init__(online, target_sees=target_sees)
+        self.weights = variance, covariance
+
+    def regularise(
+        self, visible: Float[Tensor, "b v d"], target: Float[Tensor, "b m d"]
+    ) -> Float[Tensor, ""]:
+        """Samples are the images' means, and all patches."""
+        between, within = levels(visible, target)
+        return variance_covariance(between, within.flatten(0, 1), *self.weights)
+
+
+class SIGReg(Joint):
+    """The online weights, gradient through both sides, held to a normal distribution by SIGReg.
+
+    LeJEPA (arXiv 2511.08544), whose groups of samples are views; here they are the two levels of an image's
+    latents, which is our choice. LeJEPA weighs it by lambda and the comparison by 1 - lambda; here the
+    comparison, that of the loss axis, keeps a weight of one.
+    `strength` is lambda. `slices` is the number of directions, drawn anew for each micro-batch.
+    """
+
+    def __init__(
+        self,
+        online: Encoder,
+        *,
+        strength: BelowOne = 0.02,
+        slices: PositiveInt = 256,
+        target_sees: Literal["masked", "all"] = "masked",
+    ) -> None:
+        super().__init__(online, target_sees=target_sees)
+        self.strength, self.slices = strength, slices
+
+    def regularise(
+        self, visible: Float[Tensor, "b v d"], target: Float[Tensor, "b m d"]
+    ) -> Float[Tensor, ""]:
+        """Samples are images, independent as the statistic wants them: their means, and one patch of each.
+
+        The trainer seeds the global generator for each micro-batch, whichever process has it.
+        """
+        between, within = levels(visible, target)
+        directions = F.normalize(torch.randn(between.shape[1], self.slices, device=between.device), dim=0)
+        found = (sigreg(between, directions) + sigreg(within.transpose(0, 1), directions)) / 2
+        return self.strength / (1 - self.strength) * found
+
+
 TARGETS: dict[str, type[Target]] = {
     "joint": Joint,
     "stop_gradient": StopGradient,
     "ema": Momentum,
     "frozen_random": FrozenRandom,
     "pixels": Pixels,
+    "vicreg": VICReg,
+    "sigreg": SIGReg,
 }

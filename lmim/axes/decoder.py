@@ -150,12 +150,22 @@ class SelfAttentionDecoder(Decoder):
         return Block(width, heads, mlp_ratio, qkv_bias=True, norm_layer=LayerNorm)
 
     def forward(self, latents: Float[Tensor, "b t e"], view: View) -> Float[Tensor, "b m o"]:
+        x = self.tokens(latents, view)
+        prediction: Tensor = self.head(self.norm(x[:, latents.shape[1] :]))
+        return prediction
+
+    def everywhere(self, latents: Float[Tensor, "b t e"], view: View) -> Float[Tensor, "b n o"]:
+        """What is made of the visible patches, and of the masked ones after them."""
+        found: Tensor = self.head(self.norm(self.tokens(latents, view)[:, 1:]))
+        return found
+
+    def tokens(self, latents: Float[Tensor, "b t e"], view: View) -> Float[Tensor, "b k d"]:
+        """The last block's tokens: class, visible, masked."""
         queries, context = self.queries_and_context(latents, view)
         x = torch.cat([context, queries], dim=1)
         for block in self.blocks:
             x = block(x)
-        prediction: Tensor = self.head(self.norm(x[:, context.shape[1] :]))
-        return prediction
+        return x
 
 
 DECODERS: dict[str, type[Decoder]] = {

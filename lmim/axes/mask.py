@@ -72,7 +72,7 @@ def similarity(latents: Float[Tensor, "b n d"]) -> Float[Tensor, ""]:
 
 
 def similarity_constraint(
-    prediction: Float[Tensor, "b m d"], visible: Float[Tensor, "b v d"], aim: float | Tensor
+    prediction: Float[Tensor, "b m o"], visible: Float[Tensor, "b v d"], aim: float | Tensor
 ) -> Float[Tensor, ""]:
     """How far the similarity within predictions, and within visible latents, is from `aim`, squared."""
     return (similarity(prediction) - aim) ** 2 + (similarity(visible) - aim) ** 2

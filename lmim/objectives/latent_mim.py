@@ -23,13 +23,15 @@ from lmim.schedules import cosine_decay
 
 @dataclass(frozen=True)
 class Output:
-    """One forward pass. `loss` is what is minimised: `term` plus the similarity constraint."""
+    """One forward pass. `loss` is what is minimised: `term` plus similarity constraint and regulariser."""
 
     latents: Float[Tensor, "b t d"]
-    target: Float[Tensor, "b m d"]
-    prediction: Float[Tensor, "b m d"]
+    target: Float[Tensor, "b m o"]
+    prediction: Float[Tensor, "b m o"]
     term: Float[Tensor, ""]
     loss: Float[Tensor, ""]
+    regulariser: Float[Tensor, ""] | None = None
+    """What the target adds to the loss, if anything."""
 
 
 class LatentMIM(Objective):
@@ -78,10 +80,11 @@ class LatentMIM(Objective):
         own: Mapping[str, Tensor],
         scheduled: Mapping[str, Tensor],
     ) -> dict[str, Float[Tensor, ""]]:
-        """`loss`, and the `term` of it that compares prediction and target."""
+        """`loss`, the `term` of it that compares prediction and target, and its `regulariser` if any."""
         patches = patchify(views[:, 0], self.patch_size, own["offsets"], self.mask.gap)
         output = self.output(patches, View(own["visible"], own["masked"]), scheduled["similarity_aim"])
-        return {"loss": output.loss, "term": output.term}
+        added = {} if output.regulariser is None else {"regulariser": output.regulariser}
+        return {"loss": output.loss, "term": output.term, **added}
 
     def output(self, patches: Float[Tensor, "b n p"], view: View, similarity_aim: float | Tensor) -> Output:
         """Patch pixels (see `patchify`), the view, and m, the aim of the similarity constraint."""
@@ -96,7 +99,10 @@ class LatentMIM(Objective):
             if self.mask.similarity:
                 constraint = similarity_constraint(prediction, latents[:, 1:], similarity_aim)
                 loss = term + self.mask.similarity * constraint
-        return Output(latents, target, prediction, term, loss)
+            regulariser = self.target.regularise(latents[:, 1:], target)
+            if regulariser is not None:
+                loss = loss + regulariser
+        return Output(latents, target, prediction, term, loss, regulariser)
 
     def after_step(self, scheduled: Mapping[str, float]) -> None:
         """The momentum update that precedes the next step's target pass."""

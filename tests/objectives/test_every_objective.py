@@ -17,6 +17,7 @@ from lmim.objectives import Setup
 from lmim.train.batches import batches
 from lmim.train.loop import Run, train
 from lmim.trial.folder import TrialFolder
+from tests.data.clips import MOVING
 
 TINY: dict[str, Any] = {
     "data": {"name": "digits", "image_size": 8, "train_images": 240},
@@ -27,16 +28,26 @@ TINY: dict[str, Any] = {
 }
 DECODER: dict[str, Any] = {"kind": "self_attention", "width": 16, "depth": 1, "heads": 2}
 CONFIGS: dict[str, dict[str, Any]] = {
+    "block_mim": {"objective": "block_mim", "decoder": DECODER, "loss": "mse", "block_mim": {"blocks": 2}},
     "latent_mim": {"objective": "latent_mim", "decoder": DECODER, "projector": {"width": 16}},
+    "sigreg": {
+        **{"objective": "latent_mim", "decoder": DECODER, "projector": {"width": 16}},
+        "collapse": "sigreg",
+    },
     "pixel_mim": {"objective": "pixel_mim", "decoder": DECODER, "loss": "norm_mse"},
     "video_mim": {
-        "objective": "video_mim",
+        **{"objective": "video_mim", "decoder": DECODER, "projector": {"width": 16}},
         "data.name": "clips.py:moving",
-        "decoder": DECODER,
-        "projector": {"width": 16},
-        "sources": {"clips.py": MOVING},
+    },
+    "contrastive_mim": {"objective": "contrastive_mim", "decoder": DECODER, "loss": "norm_mse"},
+    "cmae_huang": {
+        **{"objective": "contrastive_mim", "decoder": DECODER, "loss": "norm_mse"},
+        "contrastive_mim": {
+            **{"position": 0.0, "shift": 0.3, "colour": True, "momentum": 0.9, "feature_depth": 1, "cell": 2},
+        },
     },
 }
+SOURCES = {"video_mim": {"clips.py": MOVING}}
 LEARNS_NOTHING = ("raw_pixels",)
 SEES_LABELS: tuple[str, ...] = ()
 
@@ -44,6 +55,7 @@ SEES_LABELS: tuple[str, ...] = ()
 def tiny(name: str, **changes: Any) -> Config:
     return Config.read(
         merge(merge(TINY, CONFIGS[name]), {k.replace("__", "."): v for k, v in changes.items()})
+        | {"sources": SOURCES.get(name, {})}
     )
 
 
@@ -122,7 +134,7 @@ def test_a_plan_can_count_its_flops(name: str) -> None:
 def test_labels_are_looked_at_by_those_alone_that_say_so(name: str) -> None:
     """A self-supervised arm that peeked would win every ablation."""
     config = tiny(name, optim__accumulate=1)
-    run = Run(config, open_dataset(config.data), torch.device("cpu"))
+    run = Run(config, open_dataset(config.data, config.sources), torch.device("cpu"))
     ((batch,),) = (next(batches(run.dataset.train, config, run.objective, 0, 1)),)
     scheduled = {key: torch.tensor(value) for key, value in run.scheduled().items()}
     losses = []

@@ -1,0 +1,239 @@
+"""MAE with tasks about the image: told from others by another view of it, and where its patches lie.
+
+Two systems that are both called CMAE, and what lies between them, by settings:
+
+- Improvements to Self-Supervised Representation Learning for MIM (arXiv 2205.10546), the defaults: MAE with a
+  smaller decoder; contrast and token positions as tasks of the encoder. Only its abstract can be read, so the
+  losses, their weights and what is contrasted are our choice. Its ContrastiveCrop is left out: its boxes come
+  from the model's own features, and a step's draw would depend on the training.
+- Contrastive Masked Autoencoders are Stronger Vision Learners (arXiv 2207.13532), by its authors' code
+  (ZhichengHuang/CMAE): the arm `cmae_huang` of ablations/contrastive_mim.yaml.
+
+Negatives are the other images of the micro-batch, and not of the whole batch as there: here a micro-batch has
+a loss of its own. The statistics of the heads' batch normalisation are the micro-batch's too; none are kept,
+as heads are dropped after training. So nothing depends on how many processes share a step.
+"""
+
+import contextlib
+import copy
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor, nn
+
+from lmim import config
+from lmim.axes.decoder import SelfAttentionDecoder
+from lmim.axes.mask import patchify, sample_offsets, sample_view
+from lmim.data.colour import change_colours, draw_colours
+from lmim.encoder import Encoder, View, initialise, sincos_positions, take
+from lmim.objectives import Draw, Objective, Setup
+from lmim.objectives.pixel_mim import PixelMIM
+from lmim.variants import BelowOne, Count, Fraction, NonNegative, Positive, PositiveInt
+
+EMBEDDING = 256
+"""Channels in which images are contrasted."""
+SHARED = ("width", "heads", "mlp_ratio")
+"""What the second decoder has of the first."""
+
+
+def in_float32(like: Tensor) -> torch.autocast:
+    """No autocast where this tensor lies: losses and heads are small, and sensitive."""
+    return torch.autocast("cuda" if like.is_cuda else "cpu", enabled=False)
+
+
+def info_nce(
+    queries: Float[Tensor, "b e"], keys: Float[Tensor, "b e"], temperature: float
+) -> Float[Tensor, ""]:
+    """InfoNCE of images: which of the keys is of the same image? Times twice the temperature.
+
+    >>> round(info_nce(torch.ones(8, 4), torch.ones(8, 4), 0.5).item(), 4)  # log 8: nothing to tell
+    2.0794
+    """
+    logits = F.normalize(queries, dim=-1) @ F.normalize(keys, dim=-1).T / temperature
+    return F.cross_entropy(logits, torch.arange(len(keys), device=keys.device)) * (2 * temperature)
+
+
+def head(width: int, hidden: int) -> nn.Sequential:
+    """Linear, batch normalisation, ReLU, Linear without a bias, to the channels of the contrast."""
+    norm = nn.BatchNorm1d(hidden, track_running_stats=False)
+    return nn.Sequential(nn.Linear(width, hidden), norm, nn.ReLU(), nn.Linear(hidden, EMBEDDING, bias=False))
+
+
+def shifted(
+    boxes: Float[Tensor, "b 4"], pixels: Int[Tensor, "b 2"], side: int, most: int
+) -> Float[Tensor, "b 2 4"]:
+    """Two windows of `side` pixels in each box, which has `most` more: at its corner, and moved from there.
+
+    They are moved by so many `pixels` across and down.
+    """
+    corner, size = boxes[:, :2], boxes[:, 2:] / (side + most)
+    one, other = (torch.cat([corner + size * by, size * side], dim=1) for by in (0, pixels))
+    return torch.stack([one, other], dim=1)
+
+
+def patches_of(view: View, grid: int, cell: int) -> View:
+    """The patches of a view of cells, `cell` x `cell` patches each."""
+    patches = torch.arange(grid**2).view(grid // cell, cell, grid // cell, cell)
+    inside = patches.transpose(1, 2).reshape(-1, cell**2)
+    return View(inside[view.visible].flatten(1), inside[view.masked].flatten(1))
+
+
+class ContrastiveMIM(Objective):
+    """MAE, with images told apart by another view of them, and patches put in their place.
+
+    `contrast` weighs the contrast with the other view, which is whole (0: without). `temperature` divides the
+    cosines of the contrast. `position` weighs the task to tell where patches lie whose position codes are
+    withheld from the encoder (0: without). `withheld` is the part of the visible patches of which they are.
+    `shift` is the part of its side by which the other view is moved at most, as a window of the same crop (0:
+    it is a crop of its own). With `colour` the colours of the other view are changed. `momentum` is that of a
+    copy of encoder and projector, which sees the other view without gradient; a second head predicts its
+    embedding (0: the online weights see it, with gradient). `feature_depth` is that of a second decoder,
+    whose outputs stand for the image in the contrast (0: the encoder's do). `cell` is the side in patches of
+    what is masked as one.
+    """
+
+    def __init__(
+        self,
+        setup: Setup,
+        *,
+        encoder: config.Encoder,
+        loss: config.Loss,
+        mask: config.Mask,
+        decoder: config.Decoder,
+        contrast: NonNegative = 1.0,
+        temperature: Positive = 0.07,
+        position: NonNegative = 0.1,
+        withheld: Fraction = 0.5,
+        shift: BelowOne = 0.0,
+        colour: bool = False,
+        momentum: BelowOne = 0.0,
+        feature_depth: Count = 0,
+        cell: PositiveInt = 1,
+    ) -> None:
+        super().__init__()
+        # MAE's weights are drawn first, and are pixel_mim's of the same seed
+        self.mae = PixelMIM(setup, encoder=encoder, loss=loss, mask=mask, decoder=decoder)
+        self.grid, self.crop_side, width = self.mae.grid, self.mae.crop_side, encoder.width
+        self.setup, self.mask, self.cell, self.momentum = setup, mask, cell, momentum
+        self.contrast, self.temperature, self.position = contrast, temperature, position
+        self.augments = bool(colour and contrast)
+        self.shift = max(1, round(shift * self.crop_side)) if shift else 0
+        visible = mask.visible((self.grid // cell) ** 2) * cell**2
+        self.placed = visible - round(withheld * visible) if position else None
+        self.parts = nn.ModuleDict()
+        if contrast:
+            self.parts["project"] = head(width, 2 * width)
+            self.parts["predict"] = head(EMBEDDING, 2 * width) if momentum else nn.Identity()
+        if contrast and feature_depth:
+            places = partial(sincos_positions, self.grid, end=self.grid - 1)
+            shape = {name: of for name, of in decoder.settings().items() if name in SHARED}
+            self.parts["decode"] = SelfAttentionDecoder(
+                width, places, width, **shape | {"cues": False, "depth": feature_depth}
+            )
+        if position:
+            self.parts["locate"] = nn.Linear(width, self.grid**2)
+        initialise(self.parts, mask_std=0.02)
+        # made after initialise: the copy starts as the online encoder and projector
+        followed = [self.mae.encoder, self.parts["project"]] if contrast and momentum else []
+        self.copies = copy.deepcopy(nn.ModuleList(followed)).requires_grad_(False)
+
+    def draw(self, aspect: Float[Tensor, " b"], stream: torch.Generator) -> Draw:
+        """What pixel_mim draws; then the other view, and its colours."""
+        images, cells = len(aspect), (self.grid // self.cell) ** 2
+        draw = self.setup.views(1, aspect, stream)
+        offsets = sample_offsets(images, self.grid**2, self.mask.gap, stream)
+        view = sample_view(images, cells, self.mask.visible(cells), stream)
+        view = patches_of(view, self.grid, self.cell)
+        own = {"offsets": offsets, "visible": view.visible, "masked": view.masked}
+        if not self.contrast:
+            return replace(draw, own=own)
+        if self.shift:
+            by = torch.randint(self.shift, (images, 2), generator=stream)
+            boxes = shifted(draw.boxes[:, 0], by, self.crop_side, self.shift)
+            mirrored = draw.mirrored.expand(-1, 2)
+        else:
+            other = self.setup.views(1, aspect, stream)
+            boxes, mirrored = (
+                torch.cat(parts, dim=1)
+                for parts in ((draw.boxes, other.boxes), (draw.mirrored, other.mirrored))
+            )
+        own |= draw_colours(images, stream) if self.augments else {}
+        return Draw(boxes, mirrored, own)
+
+    def augment(
+        self, views: UInt8[Tensor, "b v c s s"], own: Mapping[str, Tensor]
+    ) -> UInt8[Tensor, "b v c s s"]:
+        """The other view in other colours."""
+        return torch.stack([views[:, 0], change_colours(views[:, 1], own)], dim=1)
+
+    def forward(
+        self,
+        views: Float[Tensor, "b v c s s"],
+        labels: Int[Tensor, " b"],
+        own: Mapping[str, Tensor],
+        scheduled: Mapping[str, Tensor],
+    ) -> dict[str, Float[Tensor, ""]]:
+        """`loss`, and what it is the weighted sum of."""
+        encoder, view = self.mae.encoder, View(own["visible"], own["masked"])
+        patches, *others = (
+            patchify(one, self.mae.patch_size, own["offsets"], self.mask.gap) for one in views.unbind(1)
+        )
+        tokens = encoder.tokens(patches, view.visible, self.placed)
+        latents = encoder.projector(encoder.norm(tokens))
+        prediction = self.mae.decoder(latents, view)
+        with in_float32(views):
+            loss = self.mae.compare(prediction.float(), take(patches, view.masked).float())
+        found = {"reconstruction": loss}
+        if self.contrast:
+            query, key = self.query(tokens, latents, view), self.key(others[0])
+            found["contrast"] = info_nce(query, key, self.temperature)
+            loss = loss + self.contrast * found["contrast"]
+        if self.position:
+            found["position"] = self.misplaced(latents, view)
+            loss = loss + self.position * found["position"]
+        return {"loss": loss, **found}
+
+    def query(
+        self, tokens: Float[Tensor, "b t d"], latents: Float[Tensor, "b t d"], view: View
+    ) -> Float[Tensor, "b e"]:
+        """The embedding of the masked view: of its tokens, or of what the second decoder makes of them."""
+        seen = tokens[:, 1:]
+        if "decode" in self.parts:
+            decode = self.parts["decode"]
+            assert isinstance(decode, SelfAttentionDecoder)
+            seen = decode.everywhere(latents, view)
+        with in_float32(seen):
+            found: Tensor = self.parts["predict"](self.parts["project"](seen.float().mean(dim=1)))
+        return found
+
+    def key(self, patches: Float[Tensor, "b n p"]) -> Float[Tensor, "b e"]:
+        """The embedding of the other view, whole, by the copy if there is one, without the final norm."""
+        encoder, project = self.copies or (self.mae.encoder, self.parts["project"])
+        assert isinstance(encoder, Encoder)
+        with torch.no_grad() if self.momentum else contextlib.nullcontext():
+            seen = encoder.patch_features(patches)
+            with in_float32(seen):
+                found: Tensor = project(seen.float().mean(dim=1))
+        return found
+
+    def misplaced(self, latents: Float[Tensor, "b t d"], view: View) -> Float[Tensor, ""]:
+        """Cross-entropy over all places of the patches whose codes were withheld."""
+        places = view.visible[:, self.placed :]
+        with in_float32(latents):
+            logits = self.parts["locate"](latents[:, -places.shape[1] :].float())
+            return F.cross_entropy(logits.flatten(0, 1), places.flatten())
+
+    @torch.no_grad()
+    def after_step(self, scheduled: Mapping[str, float]) -> None:
+        """copy <- momentum * copy + (1 - momentum) * online, of encoder and projector."""
+        if self.copies:
+            online: list[Tensor] = [*self.mae.encoder.parameters(), *self.parts["project"].parameters()]
+            torch._foreach_lerp_(list(self.copies.parameters()), online, 1 - self.momentum)
+
+    def patch_features(self, images: Float[Tensor, "b c s s"]) -> Float[Tensor, "b n d"]:
+        """The last block's patch tokens."""
+        return self.mae.patch_features(images)
