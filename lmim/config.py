@@ -9,6 +9,7 @@ Pure: imports neither torch nor Ray, so that a sweep is planned in a blink.
 import functools
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, Self
 
@@ -83,6 +84,10 @@ class Collapse(Section):
 
     kind: str = "ema"
     """Where the latents to be predicted come from, and so what keeps them from collapsing."""
+
+
+TOKENS = ("kmeans",)
+"""The targets that are a patch's code: ids, of which a decoder predicts the logits."""
 
 
 class Loss(Section):
@@ -405,6 +410,9 @@ def _refuse(message: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+RANDAUGMENT = re.compile(r"rand(-(m|n|mmax)\d+|-(p|mstd)\d+(\.\d+)?|-inc[01])*")
+"""What timm reads: magnitude, layers, the largest magnitude; probability, deviation; harder ones."""
+
 Rule = tuple[str, bool, str]
 """The key to blame, whether the rule holds, and what to say where it does not."""
 
@@ -428,6 +436,13 @@ def _rules(config: Config) -> Iterable[Rule]:
         f"{run.gpus:g} is less than the one GPU that each of several run.processes takes: set it to "
         "1, or run.device=cpu",
     )
+    own = config.objective.rpartition(":")[2]
+    described = getattr(getattr(config, own, None), "randaugment", "")
+    yield (
+        f"{own}.randaugment",
+        not described or bool(RANDAUGMENT.fullmatch(described)),
+        f"expected timm's words such as rand-m9-mstd0.5-inc1, found {described}",
+    )
     if hasattr(config, "encoder"):
         yield from _patch_rules(config)
     if config.objective == "video_mim":
@@ -439,6 +454,8 @@ def _rules(config: Config) -> Iterable[Rule]:
             depth % blocks == 0,
             f"{blocks} does not divide encoder.depth {depth}, the layers that the blocks share equally",
         )
+    if hasattr(config, "loss"):
+        yield from _token_rules(config)
     for name in ("encoder", "decoder"):
         part = getattr(config, name, None)
         width, heads = getattr(part, "width", 0), getattr(part, "heads", 1)
@@ -534,6 +551,31 @@ def _contrast_rules(config: Config) -> Iterable[Rule]:
         not own.contrast or config.optim.batch_size > 1,
         "1 image has no other to be told from by contrastive_mim.contrast: two or more, as a loss is of one "
         "micro-batch",
+    )
+
+
+def _token_rules(config: Config) -> Iterable[Rule]:
+    loss = config.section("loss").kind
+    target = config.section("collapse").kind if hasattr(config, "collapse") else "pixels"
+    yield (
+        "loss",
+        loss != "cross_entropy" or target in TOKENS or variants.own(target),
+        f"cross_entropy compares with ids, and the target is {target}: use a token target, "
+        f"collapse: {' or '.join(TOKENS)}",
+    )
+    if target not in TOKENS:
+        return
+    yield (
+        "loss",
+        loss == "cross_entropy" or variants.own(loss),
+        f"{loss} compares numbers, and collapse {target} gives ids: use loss: cross_entropy",
+    )
+    similarity = getattr(config.section("mask"), "similarity", 0) if hasattr(config, "mask") else 0
+    yield (
+        "mask.similarity",
+        not similarity,
+        f"{similarity:g} constrains the predicted latents, and with collapse {target} logits of codes are "
+        "predicted: set it to 0",
     )
 
 

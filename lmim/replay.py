@@ -22,6 +22,7 @@ from lmim.command import Parser, exit_code, out_folder
 from lmim.config import Config
 from lmim.errors import cause
 from lmim.evaluate import judge, sampled
+from lmim.tokenizer import ensure
 from lmim.train.batches import batches
 from lmim.train.loop import Run, choose_device, device_name, open_planned
 from lmim.trial.code import code_digest, code_version
@@ -62,6 +63,7 @@ def differences(folder: TrialFolder) -> Iterator[Difference]:
     device = choose_device(config)
     torch.set_num_threads(config.run.threads)
     run = Run(config, open_planned(config), device)
+    ensure([config])  # by today's code, as all else
     same = device.type == "cpu" and state.device == device_name(device) and config.run.processes == 1
     rows, _ = folder.rows()
     yield from _scheduled(run, rows)
@@ -106,14 +108,15 @@ def _judged(
     exact = 0.0 if same else None
     if last and last[0].step == run.progress.step:
         yield from _unlike(last[0].step, run.collapse_metrics(), last[0].metrics, exact)
-    run.objective.eval()
+    objective = run.objective.eval()
+    logits = getattr(objective, "logits", None)
     done = [result for result in folder.results() if not result.error]
     for sample in (True, False):  # what was migrated has no figures of a sample, and is judged whole
         some = [result for result in done if bool(result.sample) == sample]
         evaluations = [result.evaluation for result in some]
         dataset = sampled(run.dataset, {one.split for one in evaluations}) if sample else run.dataset
-        side = config.data.image_size
-        now = judge(run.objective.features, dataset, side, evaluations, run.device) if some else ()
+        judged = judge(objective.features, dataset, config.data.image_size, evaluations, run.device, logits)
+        now = judged if some else ()
         for result, (_, found) in zip(some, now, strict=True):
             if found.error:
                 yield found.error

@@ -17,6 +17,7 @@ LAYERS = (
         "lmim.migrate",
         "lmim.replay",
         "lmim.survey",
+        "lmim.tokenizer",
         "lmim.tracking",
         "lmim.train.__main__",
     ),

@@ -2,6 +2,7 @@
 
 Latent MIM (arXiv 2407.15837), section on joint optimisation of online and target encoder;
 `frozen_random` is the target of Latent MIM Lite (arXiv 2511.13655), `pixels` that of MAE (arXiv 2111.06377).
+Tokens (`Tokens` below) are BEiT's (arXiv 2106.08254); by which tokenizer is our choice.
 
 A target has `encode(online, patches, view)`, which gives what is to be predicted of the masked patches,
 [images, masked, channels], and may have `width`, how many channels that are. What of it follows the
@@ -16,10 +17,15 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from lmim.config import Config
+from lmim.data import Dataset
 from lmim.encoder import Encoder, View, take
+from lmim.errors import UserError
+from lmim.plan import tokenizers
 from lmim.schedules import cosine_decay
 from lmim.variants import BelowOne, Fraction, NonNegative, PositiveInt
 
@@ -50,7 +56,7 @@ class Target(nn.Module):
         """Follow the online encoder, `scheduled` being the values after its step."""
 
     def regularise(
-        self, visible: Float[Tensor, "b v d"], target: Float[Tensor, "b m e"]
+        self, visible: Float[Tensor, "b v d"], target: Float[Tensor, "b m e"] | Int[Tensor, "b m"]
     ) -> Float[Tensor, ""] | None:
         """What the latents of visible and masked patches add to the loss; None where nothing is added."""
         return None
@@ -282,6 +288,74 @@ class SIGReg(Joint):
         return self.strength / (1 - self.strength) * found
 
 
+# ------------------------------------------------------------------------------- tokens, fitted before
+
+
+class Tokens(Target):
+    """A patch's code: `encode` gives ids, [images, masked], of which the decoder predicts the logits.
+
+    What tells the codes was fitted before (`lmim.tokenizer`), and is kept in the trial's checkpoint.
+    """
+
+    codes: int
+
+    def prepare(self, config: Config, dataset: Dataset, resumed: bool) -> None:
+        """Take over what was fitted, unless a checkpoint has brought it.
+
+        Raises:
+            UserError: it was not fitted, or not on this machine.
+        """
+        if resumed:
+            return
+        file = tokenizers.folder(config, dataset.version) / tokenizers.WEIGHTS
+        if not file.is_file():
+            raise UserError(
+                f"{file}: the {tokenizers.tell(config)} is not fitted on this machine: "
+                "python -m lmim.tokenizer SWEEP_FILE does"
+            )
+        self.load_state_dict(load_file(file))
+
+    @torch.no_grad()
+    def encode(self, online: Encoder, patches: Float[Tensor, "b n p"], view: View) -> Int[Tensor, "b m"]:
+        # rounded to bfloat16, a patch between two codes would change sides
+        with torch.autocast("cuda" if patches.is_cuda else "cpu", enabled=False):
+            return self.ids(take(patches, view.masked).float())
+
+    def ids(self, patches: Float[Tensor, "*b p"]) -> Int[Tensor, "*b"]:
+        """The codes of patches."""
+        raise NotImplementedError
+
+    def decode(self, ids: Int[Tensor, "*b"]) -> Float[Tensor, "*b p"]:
+        """The patches that codes stand for."""
+        raise NotImplementedError
+
+
+class KMeans(Tokens):
+    """The nearest of some centroids, which k-means has fitted to the training images' patches.
+
+    There are `codes` centroids. The pixels are those that the encoder is given.
+    """
+
+    centroids: Tensor
+
+    def __init__(self, online: Encoder, *, codes: PositiveInt = 128) -> None:
+        super().__init__()
+        self.codes = codes
+        self.register_buffer("centroids", torch.zeros(codes, online.embed.in_features))
+
+    @staticmethod
+    def width(online: Encoder, *, codes: int = 128, **settings: Any) -> int:
+        """A logit a code."""
+        return codes
+
+    def ids(self, patches: Float[Tensor, "*b p"]) -> Int[Tensor, "*b"]:
+        half = self.centroids.square().sum(dim=1) / 2  # |x - c|^2 = |x|^2 - 2 (x c - |c|^2 / 2)
+        return (patches @ self.centroids.T - half).argmax(dim=-1)
+
+    def decode(self, ids: Int[Tensor, "*b"]) -> Float[Tensor, "*b p"]:
+        return self.centroids[ids]
+
+
 TARGETS: dict[str, type[Target]] = {
     "joint": Joint,
     "stop_gradient": StopGradient,
@@ -290,4 +364,5 @@ TARGETS: dict[str, type[Target]] = {
     "pixels": Pixels,
     "vicreg": VICReg,
     "sigreg": SIGReg,
+    "kmeans": KMeans,
 }

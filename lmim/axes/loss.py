@@ -1,15 +1,16 @@
 """What the prediction is compared with the target by: pure functions of (prediction, target).
 
 Latent MIM (arXiv 2407.15837), section on direct reconstruction and patch discrimination. All take
-`prediction` and `target` of shape [images, masked patches, channels] and give the mean as a scalar; what
-else one takes, by keyword, are the settings of the config's section `loss` that it reads.
+`prediction` and `target` of shape [images, masked patches, channels] and give the mean as a scalar
+(`cross_entropy` a target of ids, [images, masked patches]); what else one takes, by keyword, are the
+settings of the config's section `loss` that it reads.
 """
 
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from lmim.variants import Positive
@@ -62,10 +63,20 @@ def patch_discrimination(
     return F.cross_entropy(logits.flatten(0, 1), positives.flatten()) * (2 * tau)
 
 
+def cross_entropy(prediction: Float[Tensor, "b m c"], target: Int[Tensor, "b m"]) -> Float[Tensor, ""]:
+    """Which of c codes each patch is (BEiT, arXiv 2106.08254): softmax cross-entropy of the logits, in nats.
+
+    >>> cross_entropy(torch.zeros(1, 2, 4), torch.tensor([[0, 3]])).exp().item()
+    4.0
+    """
+    return F.cross_entropy(prediction.flatten(0, 1), target.flatten())
+
+
 LOSSES: dict[str, Callable[..., Tensor]] = {
     "mse": mse,
     "norm_mse": norm_mse,
     "cosine": cosine,
     "smooth_l1": smooth_l1,
     "patch_discrimination": patch_discrimination,
+    "cross_entropy": cross_entropy,
 }

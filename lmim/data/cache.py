@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +17,17 @@ from numpy.typing import NDArray
 from lmim.errors import UserError
 from lmim.files import cache_root
 
+Item = TypeVar("Item")
+
 
 def cached_arrays(name: str, make: Callable[[], dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
-    """The arrays that `make` returns, memory-mapped from the folder `name` of the cache.
+    """The arrays that `make` returns, memory-mapped from the folder `name` of the cache."""
+    folder = cached(name, lambda: {f"{key}.npy": array for key, array in make().items()}, np.save)
+    return {path.stem: np.load(path, mmap_mode="r") for path in sorted(folder.glob("*.npy"))}
+
+
+def cached(name: str, make: Callable[[], Mapping[str, Item]], save: Callable[[BinaryIO, Item], Any]) -> Path:
+    """The folder `name` of the cache, with a file for each thing that `make` returns, as `save` writes it.
 
     The folder appears whole, by one rename, so a reader never meets half of it. Of processes that want it at
     once one makes it, and the others wait; where a file system has no locks, each makes its own, and the
@@ -29,8 +37,8 @@ def cached_arrays(name: str, make: Callable[[], dict[str, NDArray[Any]]]) -> dic
     if not folder.is_dir():
         with _alone(folder):
             if not folder.is_dir():
-                _keep(folder, make())
-    return {path.stem: np.load(path, mmap_mode="r") for path in sorted(folder.glob("*.npy"))}
+                _keep(folder, make(), save)
+    return folder
 
 
 @contextlib.contextmanager
@@ -45,13 +53,13 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
 
 
-def _keep(folder: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+def _keep(folder: Path, things: Mapping[str, Item], save: Callable[[BinaryIO, Item], Any]) -> None:
     with _writing(folder):
         draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         try:
-            for key, array in arrays.items():
-                with (draft / f"{key}.npy").open("wb") as file:
-                    np.save(file, array)
+            for key, thing in things.items():
+                with (draft / key).open("wb") as file:
+                    save(file, thing)
                     file.flush()
                     os.fsync(file.fileno())
             draft.chmod(0o755)
@@ -70,9 +78,6 @@ def _writing(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(f"{folder}: cannot write the cache ({error.strerror}): set LMIM_CACHE") from error
-
-
-Item = TypeVar("Item")
 
 
 def noted(what: str, items: Iterable[Item], total: int) -> Iterator[Item]:

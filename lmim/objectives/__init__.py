@@ -14,7 +14,9 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
 from lmim import variants
+from lmim.axes.collapse import Tokens
 from lmim.config import Collapse, Config, Decoder, Loss
+from lmim.data import Dataset
 from lmim.data.augment import sample_boxes
 
 
@@ -105,6 +107,15 @@ class Objective(nn.Module):
         Views are normalised; `own` is the draw's; `scheduled` holds the values of this step.
         """
         raise NotImplementedError
+
+    def prepare(self, config: Config, dataset: Dataset, resumed: bool) -> None:
+        """Before the first step that a process makes: take over what was fitted for these data.
+
+        `resumed`: the weights are those of a checkpoint.
+        """
+        for part in self.modules():
+            if isinstance(part, Tokens):
+                part.prepare(config, dataset, resumed)
 
     def scheduled(self, progress: float) -> dict[str, float]:
         """What changes over training, by name; progress runs from 0 to 1."""

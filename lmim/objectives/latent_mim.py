@@ -26,7 +26,7 @@ class Output:
     """One forward pass. `loss` is what is minimised: `term` plus similarity constraint and regulariser."""
 
     latents: Float[Tensor, "b t d"]
-    target: Float[Tensor, "b m o"]
+    target: Float[Tensor, "b m o"] | Int[Tensor, "b m"]
     prediction: Float[Tensor, "b m o"]
     term: Float[Tensor, ""]
     loss: Float[Tensor, ""]
@@ -93,7 +93,8 @@ class LatentMIM(Objective):
         target = self.target.encode(self.encoder, patches, view)
         # In bfloat16 the means over patches and channels that the losses subtract would cancel badly.
         with torch.autocast("cuda" if patches.is_cuda else "cpu", enabled=False):
-            prediction, target, latents = prediction.float(), target.float(), latents.float()
+            prediction, latents = prediction.float(), latents.float()
+            target = target.float() if target.is_floating_point() else target  # ids of tokens stay whole
             term = self.compare(prediction, target)
             loss = term
             if self.mask.similarity:

@@ -167,7 +167,12 @@ def expand(spec: Spec, results: Results | None = None) -> Sweep:
         if setting.key not in builder.read:
             fail(setting.where, f"{setting.key}: no arm of this sweep reads it")
     arms = {arm.name: arm.axes for arm in builder.arms}
-    claims = read_claims(spec, arms)
+    configs = {trial.arm: trial.config for trial in builder.trials}
+    for number, one in enumerate(spec.sheet.evaluations):
+        if not any(one.applies(config) for config in configs.values()):
+            where = spec.sheet.where("evaluate", number)
+            fail(f"{where}: evaluate", f"{one.protocol}: no arm of this sweep has {', '.join(one.needs)}")
+    claims = read_claims(spec, arms, configs)
     only = read_only(spec, arms)
     return Sweep(
         name=spec.file.name,

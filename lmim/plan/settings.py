@@ -174,6 +174,10 @@ class Schema:
         data = facts.data_of(found)
         if not data.error and (wrong := found.too_few_frames(data.frames)):
             _blame(CombinationError("data.name", wrong), settings, where)
+        if data.classes < 2 and "logits" in variants.describe("objective", named[0], sources).methods:
+            has = "one class" if data.classes else "no labels"
+            wrong = f"{found.data.name} has {has}, {found.objective} needs two or more"
+            _blame(CombinationError("data.name", wrong), settings, where)
         return found.model_copy(update={"data": found.data.model_copy(update={"version": data.version})})
 
 

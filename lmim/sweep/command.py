@@ -27,7 +27,7 @@ from rich.console import Console
 from lmim import pages
 from lmim.command import Parser, exit_code, out_folder
 from lmim.errors import UserError, count
-from lmim.plan import ablation, record
+from lmim.plan import ablation, record, tokenizers
 from lmim.sweep.executors import Job, Stop, local_resources, on_ray, serial
 from lmim.sweep.screen import show_plan, summary, watch
 from lmim.sweep.standing import Plan
@@ -148,6 +148,10 @@ def command(args: argparse.Namespace, words: Sequence[str]) -> int:
             print(json.dumps(plan.rows()))
         else:
             show_plan(plan, out, console, 1 if args.serial else args.max_concurrent)
+            for config in tokenizers.needed(job.trial.config for job in plan.missing(todo)):
+                there = tokenizers.folder(config, config.data.version).is_dir()
+                word = "is there" if there else "will be fitted first"
+                console.print(f"{tokenizers.tell(config)}: {word}", markup=False, highlight=False)
         _check(plan, args, todo)
         return 0
     from lmim.tracking import default_uri
@@ -220,6 +224,7 @@ def bring_up_to_date(
     """Run what is missing, then compare what other code made with today's; how the sweep stands then."""
     root = plan.root
     prepared = _prepare(_check(plan, args, todo), plan)  # before Ray starts: a folder may be damaged
+    _fit(plan.missing(todo), root, console)
     stop.listen()
     note = "" if args.serial else "; starting Ray"
     console.print(f"{plan.sweep.name} at scale {plan.sweep.scale}: {summary(plan)}{note}", highlight=False)
@@ -251,6 +256,18 @@ def bring_up_to_date(
     finally:
         stop.close()
     return plan
+
+
+def _fit(jobs: Sequence[Job], root: Path, console: Console) -> None:
+    """Fit the tokenizers that trials wait for; those that go on from a checkpoint have theirs."""
+    begin = [job.trial.config for job in jobs if not TrialFolder(root, job.trial.id).checkpoint.exists()]
+    if configs := tokenizers.needed(begin):
+        from lmim.tokenizer import ensure, told
+
+        for config in configs:
+            if not tokenizers.folder(config, config.data.version).is_dir():
+                line = f"{tokenizers.tell(config)}: {told(*ensure([config]))}"
+                console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _check(plan: Plan, args: argparse.Namespace, todo: Sequence[str]) -> Sequence[Job]:

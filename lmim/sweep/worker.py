@@ -65,6 +65,7 @@ def run_here(
     Raises:
         ProcessKilled: one of the trial's other processes was.
     """
+    from lmim.tokenizer import ensure
     from lmim.train.loop import train
 
     def over() -> bool:
@@ -72,6 +73,8 @@ def run_here(
 
     while not stop() and not over():
         with _Recorded(folder, config.sources):
+            if not folder.checkpoint.exists():  # which has the tokenizer, if the trial needs one
+                ensure([config])
             try:
                 train(config, folder, evaluations, stop=stop)
             except Busy:

@@ -129,6 +129,7 @@ class Run:
         setup = Setup(*shape, data.crop_scale, mirrors, config.sources, dataset.frames)
         self.objective: Objective = objectives.build(config, setup).to(device)
         self.progress = Progress()
+        self.prepared = False
         groups = parameter_groups(self.objective, optim.weight_decay)
         trained = any(group["params"] for group in groups)
         betas = optim.beta1, optim.beta2
@@ -188,6 +189,9 @@ class Run:
         """
         config, objective, optimiser = self.config, self.objective, self.optimiser
         assert optimiser is not None
+        if not self.prepared:
+            objective.prepare(config, self.dataset, resumed=self.progress.step > 0)
+            self.prepared = True
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(config.optim, self.progress.step / self.per_epoch)
         # tensors, because a compiled step would be compiled anew for another number
@@ -529,10 +533,10 @@ def _evaluate(run: Run, folder: TrialFolder, missing: Sequence[Evaluation], stop
             raise _Stopped
         return run.objective.features(images)
 
-    run.objective.eval()
-    data = run.config.data
+    objective, data = run.objective.eval(), run.config.data
+    logits = getattr(objective, "logits", None)
     with contextlib.suppress(_Stopped):
-        for evaluation, found in judge(features, run.dataset, data.image_size, missing, run.device):
+        for evaluation, found in judge(features, run.dataset, data.image_size, missing, run.device, logits):
             write_result(
                 evaluation.file(folder.path, data.version or ""),
                 Result(

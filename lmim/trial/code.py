@@ -18,6 +18,7 @@ MAKES_RESULTS = (
     "evaluate",
     "objectives",
     "schedules.py",
+    "tokenizer.py",
     "train",
     "variants.py",
 )

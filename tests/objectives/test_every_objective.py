@@ -39,6 +39,18 @@ CONFIGS: dict[str, dict[str, Any]] = {
         **{"objective": "video_mim", "decoder": DECODER, "projector": {"width": 16}},
         "data.name": "clips.py:moving",
     },
+    "supervised": {"objective": "supervised"},
+    "supervised_changed": {
+        "objective": "supervised",
+        "supervised": {
+            "mixup": 0.8,
+            "cutmix": 1.0,
+            "smoothing": 0.1,
+            "drop_path": 0.2,
+            "randaugment": "rand-m9-mstd0.5-inc1",
+            "erasing": 0.25,
+        },
+    },
     "contrastive_mim": {"objective": "contrastive_mim", "decoder": DECODER, "loss": "norm_mse"},
     "cmae_huang": {
         **{"objective": "contrastive_mim", "decoder": DECODER, "loss": "norm_mse"},
@@ -49,7 +61,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 SOURCES = {"video_mim": {"clips.py": MOVING}}
 LEARNS_NOTHING = ("raw_pixels",)
-SEES_LABELS: tuple[str, ...] = ()
+SEES_LABELS: tuple[str, ...] = ("supervised", "supervised_changed")
 
 
 def tiny(name: str, **changes: Any) -> Config:

@@ -10,7 +10,7 @@ from lmim import objectives
 from lmim.axes.collapse import TARGETS
 from lmim.axes.loss import LOSSES
 from lmim.axes.mask import patchify, similarity_constraint
-from lmim.config import Config, merge
+from lmim.config import TOKENS, Config, merge
 from lmim.data import open_dataset
 from lmim.encoder import View
 from lmim.objectives import Draw, Setup
@@ -91,7 +91,7 @@ def test_labels_are_not_looked_at() -> None:
     assert losses[0] == losses[1]
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", [kind for kind in TARGETS if kind not in TOKENS])
 def test_what_is_scheduled_is_named(target: str) -> None:
     """The journal must show the aim and the momentum that a run followed, or a replay cannot check them."""
     objective = build(collapse=target, mask__similarity_start=0.8, mask__similarity_end=0.2)
@@ -124,7 +124,7 @@ def test_evaluation_sees_whole_images_without_gaps() -> None:
     assert found.shape == (3, 16, 16)
 
 
-@pytest.mark.parametrize("loss", sorted(LOSSES))
+@pytest.mark.parametrize("loss", sorted(LOSSES.keys() - {"cross_entropy"}))
 def test_losses_are_compared_in_float32(loss: str) -> None:
     """In bfloat16 some losses would be rounded and others not, and the ablation would compare that."""
     gradients = []
