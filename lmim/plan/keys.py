@@ -248,6 +248,7 @@ def sweep_schema() -> Json:
     found |= {"config": _mapping(one), "axes": _mapping(some)}
     keys = {key.name: _value(key) for key in sweep_keys()}
     keys["axes"]["allOf"] = [_refer("axes")]
+    keys["config"]["allOf"] = [_refer("config")]
     keys["exclude"]["items"] = _refer("axes")
     keys["arms"]["additionalProperties"] = _refer("config")
     stage = {"axes": _refer("axes"), "select": {"anyOf": [{"const": "best"}, _refer("axes")]}}
