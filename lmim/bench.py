@@ -7,6 +7,7 @@ costs here. The images are noise, so that no dataset is needed; reading and deco
 """
 
 import contextlib
+import importlib
 import importlib.util
 import json
 import math
@@ -23,15 +24,20 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from threading import Barrier, BrokenBarrierError
 from typing import Any
 
+import numpy as np
+import psutil
 import torch
 from jaxtyping import Float, Int, UInt8
 from rich.console import Console
-from torch import Tensor
+from timm.models import vision_transformer
+from torch import Tensor, nn
 
+from lmim import interop
 from lmim.command import Parser, exit_code, out_folder
 from lmim.config import Config, merge
 from lmim.data import Dataset, open_dataset
@@ -51,16 +57,45 @@ Json = dict[str, Any]
 Hows = Sequence[tuple[str, bool]]
 """Pairs of precision and whether the step is compiled."""
 
-SWEEP = Path(__file__).parent / "ablations" / "loss.yaml"
+ABLATIONS = Path(__file__).parent / "ablations"
+SWEEP = ABLATIONS / "loss.yaml"
 ARM = "patch_discrimination"
+OBJECTIVES = {
+    "latent_mim": ("loss", ARM),
+    "pixel_mim": ("contrastive_mim", "pixel_mim"),
+    "block_mim": ("block_mim", "blocks=4"),
+    "contrastive_mim": ("contrastive_mim", "cmae"),
+    "supervised": ("supervised_mim", "supervised"),
+    "supervised_mim": ("supervised_mim", "latents_full"),
+    "video_mim": ("video_mim", "full"),
+}
+"""Of each objective a sweep file and an arm; none whose target has to be fitted first."""
+BLOCKS = (1, 2, 4)
+DEEP = {
+    **{"data.image_size": 96, "encoder.patch_size": 8, "encoder.width": 192, "encoder.depth": 12},
+    **{"encoder.heads": 3, "decoder.width": 96, "decoder.heads": 3, "optim.batch_size": 64},
+}
+"""Enough layers and patches for activations to be what takes the memory."""
+THEIRS = {"img_size": 224, "patch_size": 16, "embed_dim": 192, "depth": 12, "num_heads": 3} | {
+    **{"decoder_embed_dim": 128, "decoder_depth": 4, "decoder_num_heads": 4, "mask_ratio": 0.75},
+    **{"mlp_ratio": 4.0, "norm_pix_loss": True},
+}
+"""A ViT-Ti/16 as MAE's authors name it, of which a CPU makes a step in seconds."""
 SHORT = ("data.train_images=5000", "optim.epochs=3", "run.device=cpu")
 """Trials of a quarter of a minute."""
 MIB = 2**20
 
 
-def config_of(scale: str, device: str, precision: str | None = None, compiled: bool = False) -> Config:
-    """The method's own arm at a scale, on this device; in the scale's precision unless one is named."""
-    (trial,) = ablation.load(SWEEP, scale, seeds=[0], only=[ARM]).trials
+def config_of(
+    scale: str,
+    device: str,
+    precision: str | None = None,
+    compiled: bool = False,
+    sweep: Path = SWEEP,
+    arm: str = ARM,
+) -> Config:
+    """An arm at a scale, the method's own, on this device; in the scale's precision unless one is named."""
+    trial = ablation.load(sweep, scale, seeds=[0], only=[arm]).trials[0]
     change: Json = {"run.device": device, "run.compile": compiled}
     change |= {"optim.precision": precision} if precision else {}
     return Config.read(merge(trial.config.model_dump(), change))
@@ -109,10 +144,10 @@ def noise(config: Config, size: facts.Data) -> Dataset:
 class Steps:
     """A run of the trainer, fed and timed."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, size: facts.Data | None = None) -> None:
         self.device = torch.device(config.run.device)
         torch.set_num_threads(config.run.threads)
-        self.run = Run(config, noise(config, facts.data_of(config)), self.device)
+        self.run = Run(config, noise(config, size or facts.data_of(config)), self.device)
         self.feed = batches(self.run.dataset.train, config, self.run.objective, 0, self.run.steps)
         self.images = config.step_images
 
@@ -168,6 +203,12 @@ def training(scale: str, device: str, hows: Hows, repeats: int, seconds: float) 
             entry["unavailable"] = type(getattr(error, "inner_exception", error)).__name__
             continue
         runs.append((entry, steps, []))
+    in_turns(runs, repeats, seconds)
+    return entries
+
+
+def in_turns(runs: Sequence[tuple[Json, Steps, list[float]]], repeats: int, seconds: float) -> None:
+    """Time each run's steps, again and again one after the other, and enter what they make."""
     for _ in range(repeats):
         for _, steps, rates in runs:
             count = steps.within(seconds)
@@ -175,7 +216,100 @@ def training(scale: str, device: str, hows: Hows, repeats: int, seconds: float) 
     for entry, _, rates in runs:
         entry["images_per_second"] = spread(rates)
         entry["flops_per_second"] = statistics.median(rates) * entry["flops_per_image"]
+
+
+def each_objective(scale: str, device: str, repeats: int, seconds: float) -> list[Json]:
+    """Images a second of every objective's step, in turns; of clips, clips a second."""
+    runs: list[tuple[Json, Steps, list[float]]] = []
+    for name, (sweep, arm) in OBJECTIVES.items():
+        say(f"training steps of {name}, {scale} scale, {device}")
+        config = config_of(scale, device, sweep=ABLATIONS / f"{sweep}.yaml", arm=arm)
+        steps = Steps(config)
+        steps.seconds(3)
+        runs.append(({"objective": name, "arm": arm} | head(scale, config), steps, []))
+    in_turns(runs, repeats, seconds)
+    return [entry for entry, _, _ in runs]
+
+
+def block_memory(device: str) -> list[Json]:
+    """What a step takes in memory, block by block and end to end (1), each in a process of its own."""
+    entries = []
+    base = config_of("demo", device, sweep=ABLATIONS / "block_mim.yaml", arm="blocks=1").model_dump()
+    for blocks in BLOCKS:
+        say(f"memory of block_mim, {blocks} of 12 layers, {device}")
+        config = Config.read(merge(base, DEEP | {"block_mim.blocks": blocks, "data.version": None}))
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            entries.append({"blocks": blocks, "device": device} | pool.submit(_step_memory, config).result())
     return entries
+
+
+def _step_memory(config: Config) -> Json:
+    """The peak over what there is before the first step."""
+    steps = Steps(config, facts.Data("bench", 10_000, 10, 10, 3, 10))
+    if steps.device.type == "cuda":
+        before = torch.cuda.memory_allocated() / MIB
+        steps.seconds(3)
+        return {"step_mib": torch.cuda.max_memory_allocated() / MIB - before}
+    before = psutil.Process().memory_info().rss / MIB
+    steps.seconds(3)
+    return {"step_mib": _peak_memory().get("peak_rss_mib", math.nan) - before}
+
+
+def against_mae(clone: Path, repeats: int, seconds: float) -> Json:
+    """pixel_mim's step and that of MAE's authors, from a clone of theirs, in turns on one thread of the CPU.
+
+    Ours crops and normalises its images too; theirs is given noise that is ready. Both use AdamW.
+
+    Raises:
+        UserError: there is no such clone.
+    """
+    say(f"pixel_mim against {clone}")
+    config = interop.translate_mae(THEIRS)
+    change = {"optim.batch_size": 8, "optim.epochs": 1, "run.device": "cpu"}
+    config = Config.read(merge(config.model_dump(), change))
+    ours = Steps(config, facts.Data("bench", 100_000, 10, 10, 3, 10))
+    model = _model_of_mae(clone)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95))
+    images = torch.randn(8, 3, 224, 224)
+
+    def step() -> float:
+        begun = time.monotonic()
+        loss, *_ = model(images, mask_ratio=THEIRS["mask_ratio"])
+        loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+        return time.monotonic() - begun
+
+    rates: dict[str, list[float]] = {"ours": [], "theirs": []}
+    for _ in range(2 + repeats):
+        for name, once in (("ours", ours.seconds), ("theirs", step)):
+            spent, count = 0.0, 0
+            while spent < seconds or not count:
+                spent, count = spent + once(), count + 1
+            rates[name].append(8 * count / spent)
+    found: Json = {f"{name}_images_per_second": spread(values[2:]) for name, values in rates.items()}
+    ratios = [a / b for a, b in zip(*(values[2:] for values in rates.values()), strict=True)]
+    return found | {"ratio": spread(ratios), "model": THEIRS}
+
+
+def _model_of_mae(clone: Path) -> nn.Module:
+    """Their model, which was written for timm 0.3.2 and an older numpy."""
+    if not (clone / "models_mae.py").is_file():
+        raise UserError(f"--mae {clone}: expected a clone of github.com/facebookresearch/mae")
+    block = vision_transformer.Block
+    sys.path.insert(0, str(clone))
+    try:
+        # what has left timm and numpy since
+        vars(vision_transformer)["Block"] = lambda *sizes, qk_scale=None, **how: block(*sizes, **how)
+        vars(np)["float"] = float
+        kind = importlib.import_module("models_mae").MaskedAutoencoderViT
+        sizes = {key: value for key, value in THEIRS.items() if key != "mask_ratio"}
+        made: nn.Module = kind(**sizes, norm_layer=partial(nn.LayerNorm, eps=1e-6))
+        return made
+    finally:
+        sys.path.remove(str(clone))
+        vars(vision_transformer)["Block"] = block
+        del vars(np)["float"]
 
 
 def spread(values: Sequence[float]) -> Json:
@@ -331,7 +465,7 @@ def say(what: str) -> None:
     Console(stderr=True).print(f"{time.strftime('%H:%M:%S')} {what}", highlight=False)
 
 
-def measure(quick: bool, skip: Sequence[str]) -> Json:
+def measure(quick: bool, skip: Sequence[str], mae: Path | None = None) -> Json:
     """All of it."""
     repeats, seconds, judged = (2, 0.2, 1000) if quick else (7, 0.7, 20_000)
     about = machine()
@@ -356,6 +490,12 @@ def measure(quick: bool, skip: Sequence[str]) -> Json:
         record["training"] += training("gpu", "cuda", hows, repeats, seconds)
         halves = [how for how in hows if how[0] == "bfloat16"]
         record["training"] += training("paper", "cuda", halves, 2, 3 * seconds)
+    record["objectives"] = each_objective("demo", "cpu", repeats, seconds)
+    record["block_memory"] = [] if quick else block_memory("cpu")
+    if about["gpu"]:
+        record["objectives"] += each_objective("gpu", "cuda", repeats, seconds)
+        record["block_memory"] += block_memory("cuda")
+    record["mae"] = against_mae(mae, repeats, seconds) if mae else None
     ray = "sweep" not in skip and importlib.util.find_spec("ray")
     record["sweep"] = sweep(about["cores"]) if ray else None
     return record
@@ -377,11 +517,17 @@ def _main(argv: Sequence[str] | None) -> int:
         choices=("compile", "sweep"),
         help="leave this out; may be repeated",
     )
+    parser.add_argument(
+        "--mae",
+        type=Path,
+        metavar="CLONE",
+        help="a clone of github.com/facebookresearch/mae, whose step pixel_mim's is compared with",
+    )
     arguments = parser.parse_args(argv)
     skip = [*arguments.skip, *(("compile", "sweep") if arguments.quick else ())]
     with tempfile.TemporaryDirectory(prefix="lmim-bench-") as cache:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache  # what an earlier run compiled would flatter this one
-        record = measure(arguments.quick, skip)
+        record = measure(arguments.quick, skip, arguments.mae)
     arguments.out.mkdir(parents=True, exist_ok=True)
     text = json.dumps(rounded(record), indent=2) + "\n"
     write_atomic(arguments.out / "bench.json", text)

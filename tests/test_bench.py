@@ -2,15 +2,20 @@
 
 import importlib.util
 import json
+import sys
 from concurrent.futures import Future
 from pathlib import Path
 from threading import BrokenBarrierError
 from typing import Any
 
+import numpy as np
 import pytest
+import timm
 import torch
+from timm.models.vision_transformer import Block
 
-from lmim import bench
+from lmim import bench, variants
+from lmim.errors import UserError
 from lmim.plan import cost, facts
 from lmim.trial.folder import TrialFolder
 
@@ -46,6 +51,53 @@ def test_speeds_are_those_of_real_steps(record: dict[str, Any]) -> None:
         )
     flops = cost.works([config := bench.config_of("demo", "cpu")])[config.arm].step
     assert record["training"][0]["flops_per_image"] == pytest.approx(flops, rel=0.001)
+
+
+def test_every_objective_is_timed(record: dict[str, Any]) -> None:
+    """Otherwise nobody sees one become slow, nor what its arm costs beside the others."""
+    untimed = {"raw_pixels", "fsq"}  # which learns nothing, and which is fitted before any trial
+    assert {one["objective"] for one in record["objectives"]} == {*variants.choices("objective")} - untimed
+    for entry in record["objectives"]:
+        speed = entry["images_per_second"]["median"]
+        assert entry["flops_per_second"] == pytest.approx(speed * entry["flops_per_image"], rel=0.01)
+        assert entry["flops_per_second"] > 1e8
+
+
+MODEL = """
+import numpy as np
+import torch
+from timm.models.vision_transformer import Block
+
+
+class MaskedAutoencoderViT(torch.nn.Module):
+    def __init__(self, img_size, patch_size, embed_dim, depth, num_heads, norm_layer, **rest):
+        super().__init__()
+        self.grid = np.arange(3, dtype=np.float)
+        self.block = Block(embed_dim, num_heads, 4.0, qkv_bias=True, qk_scale=None, norm_layer=norm_layer)
+
+    def forward(self, images, mask_ratio):
+        return self.block(images.flatten(2)[:, :2, :192]).mean(), None, None
+"""
+
+
+def test_maes_own_model_is_timed_beside_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise a user's clone, written for older libraries, ends in a traceback, and no ratio is known."""
+    with pytest.raises(UserError, match="expected a clone of"):
+        bench.against_mae(tmp_path, 1, 0.0)
+    (tmp_path / "models_mae.py").write_text(MODEL)
+    monkeypatch.delitem(sys.modules, "models_mae", raising=False)
+    found = bench.against_mae(tmp_path, 1, 0.0)
+    ours, theirs = (found[f"{name}_images_per_second"]["median"] for name in ("ours", "theirs"))
+    assert found["ratio"]["median"] == pytest.approx(ours / theirs)
+    assert not hasattr(np, "float")
+    assert Block.__init__ is timm.models.vision_transformer.Block.__init__
+
+
+@pytest.mark.slow
+def test_block_by_block_takes_less_memory() -> None:
+    """Memory is the whole point of training block by block."""
+    one, two, four = (entry["step_mib"] for entry in bench.block_memory("cpu"))
+    assert four < two < 0.95 * one
 
 
 def test_trials_at_once_are_added_up(record: dict[str, Any]) -> None:
