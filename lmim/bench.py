@@ -85,6 +85,16 @@ class Noise:
         boxes = WHOLE.repeat(len(indices), 1) if boxes is None else boxes
         return self.images[indices % len(self.images)], boxes
 
+    def read_clips(
+        self,
+        indices: Int[Tensor, " b"],
+        side: int,
+        boxes: Float[Tensor, "b v 4"],
+        times: Int[Tensor, "b v"],
+    ) -> tuple[UInt8[Tensor, "b v c s s"], Float[Tensor, "b v 4"]]:
+        """An image for every frame."""
+        return self.images[(indices[:, None] + times) % len(self.images)], boxes
+
 
 def noise(config: Config, size: facts.Data) -> Dataset:
     """A dataset of this size, and of the shape of the config's."""
@@ -92,7 +102,8 @@ def noise(config: Config, size: facts.Data) -> Dataset:
     images = torch.randint(0, 256, shape, dtype=torch.uint8).to(config.run.device)
     middle = (0.5,) * size.channels
     splits = Noise(images, size.train), Noise(images, 1), Noise(images, size.test)
-    return Dataset("noise", "bench", size.channels, 10, middle, middle, config.data.flip, *splits)
+    stats = size.channels, 10, middle, middle, config.data.flip
+    return Dataset("noise", "bench", *stats, *splits, frames=size.frames)
 
 
 class Steps:

@@ -9,6 +9,7 @@ Pure: imports neither torch nor Ray, so that a sweep is planned in a blink.
 import functools
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, Self
 
@@ -260,6 +261,23 @@ class Config(Section):
         return self.optim.batch_size * self.optim.accumulate
 
     @property
+    def frames(self) -> int:
+        """Frames of a clip that a step sees: the objective's setting of that name; 0 where it has none."""
+        own = getattr(self, self.objective.rpartition(":")[2], None)
+        found: int = getattr(own, "frames", 0)
+        return found
+
+    def too_few_frames(self, there: int) -> str:
+        """What is wrong with data of clips of so many frames, 1 being images; empty where nothing is."""
+        if self.frames <= there or not self.frames:
+            return ""
+        own = self.objective.rpartition(":")[2]
+        return (
+            f"{self.data.name} is of {'images' if there == 1 else f'clips of {there} frames'}: objective "
+            f"{self.objective} needs clips of {own}.frames {self.frames} or more"
+        )
+
+    @property
     def identity(self) -> str:
         """Twelve hex digits of the SHA-256 of what the training uses, the seed included.
 
@@ -392,6 +410,9 @@ def _refuse(message: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+RANDAUGMENT = re.compile(r"rand(-(m|n|mmax)\d+|-(p|mstd)\d+(\.\d+)?|-inc[01])*")
+"""What timm reads: magnitude, layers, the largest magnitude; probability, deviation; harder ones."""
+
 Rule = tuple[str, bool, str]
 """The key to blame, whether the rule holds, and what to say where it does not."""
 
@@ -414,6 +435,13 @@ def _rules(config: Config) -> Iterable[Rule]:
         run.gpus == 1 or run.processes == 1 or run.device == "cpu",
         f"{run.gpus:g} is less than the one GPU that each of several run.processes takes: set it to "
         "1, or run.device=cpu",
+    )
+    own = config.objective.rpartition(":")[2]
+    described = getattr(getattr(config, own, None), "randaugment", "")
+    yield (
+        f"{own}.randaugment",
+        not described or bool(RANDAUGMENT.fullmatch(described)),
+        f"expected timm's words such as rand-m9-mstd0.5-inc1, found {described}",
     )
     if hasattr(config, "encoder"):
         yield from _patch_rules(config)

@@ -71,13 +71,19 @@ def projector(width: int, hidden: int, depth: int) -> nn.Sequential:
 class Encoder(nn.Module):
     """Patches of `values` numbers in, projected latents out.
 
-    The latents are what the decoder reads and the loss targets.
+    The latents are what the decoder reads and the loss targets. In training a block is skipped for a part of
+    the images that rises from 0 at the first to `drop_path` at the last (arXiv 1603.09382).
     """
 
     positions: Tensor
 
     def __init__(
-        self, encoder: config.Encoder, projection: config.Projector, positions: Positions, values: int
+        self,
+        encoder: config.Encoder,
+        projection: config.Projector,
+        positions: Positions,
+        values: int,
+        drop_path: float = 0.0,
     ) -> None:
         super().__init__()
         width = encoder.width
@@ -85,8 +91,10 @@ class Encoder(nn.Module):
         self.cls_token = nn.Parameter(torch.empty(1, 1, width))
         self.register_buffer("positions", positions(width), persistent=False)
         self.blocks = nn.ModuleList(
-            Block(width, encoder.heads, encoder.mlp_ratio, qkv_bias=True, norm_layer=LayerNorm)
-            for _ in range(encoder.depth)
+            Block(
+                width, encoder.heads, encoder.mlp_ratio, qkv_bias=True, norm_layer=LayerNorm, drop_path=rate
+            )
+            for rate in torch.linspace(0, drop_path, encoder.depth, device="cpu").tolist()
         )
         self.norm = LayerNorm(width)
         self.projector = projector(width, projection.width, projection.depth)

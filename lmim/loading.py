@@ -39,7 +39,8 @@ def load_trial(folder: str | Path) -> LoadedTrial:
         raise UserError(f"{trial.checkpoint}: cannot be read ({brief(error)})") from None
     data = facts.data_of(config)  # of data that are not here, as if they were ImageNet
     shape = config.data.image_size, data.channels, data.classes
-    encoder = build(config, Setup(*shape, config.data.crop_scale, config.data.flip, config.sources))
+    views = config.data.crop_scale, config.data.flip
+    encoder = build(config, Setup(*shape, *views, config.sources, data.frames))
     try:
         encoder.load_state_dict(saved["objective"])
     except RuntimeError as error:

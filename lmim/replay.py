@@ -108,14 +108,15 @@ def _judged(
     exact = 0.0 if same else None
     if last and last[0].step == run.progress.step:
         yield from _unlike(last[0].step, run.collapse_metrics(), last[0].metrics, exact)
-    run.objective.eval()
+    objective = run.objective.eval()
+    logits = getattr(objective, "logits", None)
     done = [result for result in folder.results() if not result.error]
     for sample in (True, False):  # what was migrated has no figures of a sample, and is judged whole
         some = [result for result in done if bool(result.sample) == sample]
         evaluations = [result.evaluation for result in some]
         dataset = sampled(run.dataset, {one.split for one in evaluations}) if sample else run.dataset
-        side = config.data.image_size
-        now = judge(run.objective.features, dataset, side, evaluations, run.device) if some else ()
+        judged = judge(objective.features, dataset, config.data.image_size, evaluations, run.device, logits)
+        now = judged if some else ()
         for result, (_, found) in zip(some, now, strict=True):
             if found.error:
                 yield found.error

@@ -34,6 +34,7 @@ def data(config: Config) -> dict[str, Any]:
         "test": len(found.test),
         "channels": found.channels,
         "classes": found.classes,
+        "frames": found.frames,
         "skipped": len(found.skipped),
         "skipped_names": [*found.skipped[:3]],
     }

@@ -16,7 +16,7 @@ import importlib.util
 import linecache
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -99,6 +99,8 @@ class Variant:
     the name of its class, which may have only some of the section's keys."""
     constants: Mapping[str, Any]
     """The module's literals in capitals, such as the METRICS of an evaluation."""
+    methods: frozenset[str] = frozenset()
+    """Of a class: what it defines itself or has of a base in its file or in the package."""
 
 
 def own(ref: str) -> bool:
@@ -266,7 +268,8 @@ def _describe(source: str, name: str, place: Place, file: str) -> Variant:
             f"expected a function or class {name} in {file}, found {', '.join(defined) or 'none'}"
         )
     call = found if isinstance(found, ast.FunctionDef) else _method(found, "__init__", defined)
-    missing = [m for m in place.methods if isinstance(found, ast.ClassDef) and not _method(found, m, defined)]
+    methods = frozenset(_methods(found, tree))
+    missing = [name for name in place.methods if name not in methods]
     if place.methods and (missing or not isinstance(found, ast.ClassDef)):
         needed = ", ".join(missing or place.methods)
         raise ValueError(f"expected a class with {needed}: {file}:{found.lineno}: {name} has none")
@@ -290,7 +293,7 @@ def _describe(source: str, name: str, place: Place, file: str) -> Variant:
                 raise ValueError(f"{file}:{one.lineno}: {one.arg}: {unbound[0]} is not imported there{hint}")
             settings[one.arg] = _setting(one, default, file, _texts(found, tree, defined))
     meaning = (ast.get_docstring(found) or "").partition("\n")[0]
-    return Variant(meaning, settings, reads, _constants(tree))
+    return Variant(meaning, settings, reads, _constants(tree), methods)
 
 
 def _texts(node: ast.stmt, tree: ast.Module, defined: Mapping[str, ast.stmt]) -> list[str]:
@@ -327,6 +330,25 @@ def _method(node: ast.ClassDef, name: str, defined: Mapping[str, ast.stmt]) -> a
         if isinstance(above, ast.ClassDef) and (found := _method(above, name, defined)):
             return found
     return None
+
+
+def _methods(node: ast.stmt, tree: ast.Module) -> Iterator[str]:
+    """The methods of a class, and those of its bases in the same file or in a module of the package."""
+    if not isinstance(node, ast.ClassDef):
+        return
+    yield from (part.name for part in node.body if isinstance(part, ast.FunctionDef))
+    for base in map(ast.unparse, node.bases):
+        for other in tree.body:
+            if isinstance(other, ast.ClassDef) and other.name == base and other is not node:
+                yield from _methods(other, tree)
+            elif isinstance(other, ast.ImportFrom) and (other.module or "").startswith("lmim."):
+                name = next((one.name for one in other.names if base == (one.asname or one.name)), None)
+                path = PACKAGE.joinpath(*str(other.module).split(".")[1:]).with_suffix(".py")
+                if name and path.is_file():
+                    above = _parsed(path.read_text(encoding="utf-8"))
+                    for one in above.body:
+                        if isinstance(one, ast.ClassDef) and one.name == name:
+                            yield from _methods(one, above)
 
 
 def _setting(one: ast.arg, default: ast.expr, file: str, texts: Sequence[str]) -> Setting:

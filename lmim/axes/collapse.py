@@ -56,7 +56,7 @@ class Target(nn.Module):
         """Follow the online encoder, `scheduled` being the values after its step."""
 
     def regularise(
-        self, visible: Float[Tensor, "b v d"], target: Float[Tensor, "b m e"]
+        self, visible: Float[Tensor, "b v d"], target: Float[Tensor, "b m e"] | Int[Tensor, "b m"]
     ) -> Float[Tensor, ""] | None:
         """What the latents of visible and masked patches add to the loss; None where nothing is added."""
         return None

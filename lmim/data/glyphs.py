@@ -8,6 +8,7 @@ import hashlib
 import importlib.util
 import json
 import math
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -72,13 +73,16 @@ class Recipe:
 
     def version(self) -> str:
         """Twelve hex digits over every field and over the bytes of every font file."""
-        parts: dict[str, Any] = dataclasses.asdict(self)
-        for name in self.train_fonts + self.test_fonts:
-            parts[f"font {name}"] = _font_hash(_font_file(name))
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+        return digest(dataclasses.asdict(self), self.train_fonts + self.test_fonts)
 
 
 RECIPE = Recipe()
+
+
+def digest(fields: dict[str, Any], fonts: Sequence[str]) -> str:
+    """Twelve hex digits over a recipe's fields and the bytes of its font files."""
+    parts = fields | {f"font {name}": _font_hash(_font_file(name)) for name in fonts}
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def glyphs(data: Data, recipe: Recipe = RECIPE) -> Dataset:
@@ -135,10 +139,7 @@ def _mask(recipe: Recipe, font: str, character: str, rng: np.random.Generator) -
     cos, sin = math.cos(angle) / zoom, math.sin(angle) / zoom
     x, y = -(side / 2 + shift)
     back = (cos, sin, cos * x + sin * y + side / 2, -sin, cos, -sin * x + cos * y + side / 2)
-    large = _master(font, character, side, recipe.em[1]).transform(
-        (side, side), Image.Transform.AFFINE, back, Image.Resampling.BILINEAR
-    )
-    glyph = _shrink(large, recipe.size)
+    glyph = cover(font, character, recipe.size, recipe.em[1], back)
     if not recipe.clutter:
         return glyph
     ground = Image.new("L", (side, side))
@@ -147,6 +148,15 @@ def _mask(recipe: Recipe, font: str, character: str, rng: np.random.Generator) -
         ends = rng.uniform(0, side, 4).tolist()
         pen.line(ends, fill=int(rng.integers(64, 192)), width=max(1, round(0.06 * side)))
     return np.maximum(glyph, _shrink(ground, recipe.size))
+
+
+def cover(font: str, character: str, size: int, em: float, back: tuple[float, ...]) -> NDArray[np.float64]:
+    """Coverage 0..1 of a glyph drawn SUPERSAMPLE times as large; `back` leads from there to its master."""
+    side = size * SUPERSAMPLE
+    large = _master(font, character, side, em).transform(
+        (side, side), Image.Transform.AFFINE, back, Image.Resampling.BILINEAR
+    )
+    return _shrink(large, size)
 
 
 def _shrink(large: Image.Image, size: int) -> NDArray[np.float64]:

@@ -10,7 +10,7 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
@@ -101,10 +101,24 @@ class FolderSplit:
             raise UserError(f"{path}: cannot be read any more ({error}): restore the file") from error
 
 
+@dataclass(frozen=True)
+class Kind:
+    """What is in a class folder."""
+
+    word: str
+    """What one of it is called."""
+    listed: Callable[[str], list[tuple[str, int, int]]]
+    """Of each in a folder its name, its bytes, and when it was changed."""
+    look: Callable[[Path], tuple[float, str]]
+    """The width over the height of one, 0 if it cannot be read, and a digest of its bytes."""
+
+
 def open_folders(
-    root: Path, planned: bool = False
+    root: Path, planned: bool = False, kind: Kind | None = None
 ) -> tuple[FolderSplit, FolderSplit, list[str], str, tuple[str, ...]]:
     """Training and test images, the classes' names, a version, and the names of what cannot be read.
+
+    Of another `kind` than images the splits name what is there, and somebody else reads it.
 
     The version is over every file's class, name and content. Every file is read once, when the folder is
     first seen; what was found is cached until a file changes. A trial whose data were `planned` asks only the
@@ -120,19 +134,20 @@ def open_folders(
         raise UserError(
             f"{root / 'val'}: class {strangers[0]} has no folder in {root / 'train'}: add or remove it"
         )
-    found = _seen(root, folders, classes, planned)
+    kind = kind or IMAGES
+    found = _seen(root, folders, classes, planned, kind)
     text = found["names"].tobytes().decode("utf-8", "surrogateescape")
     names = text.split("\0") if text else []
     aspects, version = found["aspect"], str(found["version"])
     readable = {name: aspect for name, aspect in zip(names, aspects.tolist(), strict=True) if aspect}
     skipped = tuple(name for name in names if name not in readable)
-    _judge(root, names, skipped)
+    _judge(root, names, skipped, kind.word)
     held = _held_out(readable) if whole else {name for name in readable if name.startswith("val/")}
     parts = []
     for split, chosen in (("train", readable.keys() - held), ("val", held)):
         if not chosen:
             raise UserError(
-                f"data.path: {root / ('' if whole else split)}: no readable image in any class folder"
+                f"data.path: {root / ('' if whole else split)}: no readable {kind.word} in any class folder"
             )
         kept = [name for name in readable if name in chosen]
         labels = torch.tensor([label[name.split("/")[-2]] for name in kept])
@@ -141,23 +156,23 @@ def open_folders(
 
 
 def _seen(
-    root: Path, splits: Mapping[str, Sequence[os.DirEntry[str]]], classes: Sequence[str], planned: bool
+    root: Path,
+    splits: Mapping[str, Sequence[os.DirEntry[str]]],
+    classes: Sequence[str],
+    planned: bool,
+    kind: Kind,
 ) -> dict[str, NDArray[Any]]:
     """What was seen of every image: their names, zero bytes between, and what `_look_at_all` says."""
     folders = [(split, entry) for split, entries in splits.items() for entry in entries]
     # path, sizes and times tell whether to look again; they are no part of the version
     times = [(split, entry.name, entry.stat().st_mtime_ns) for split, entry in folders]
-    index = cache_root() / f"folders-{_digest([str(root.resolve()), *times])}"
+    index = cache_root() / f"folders-{_digest([kind.word, str(root.resolve()), *times])}"
     if planned and index.is_file() and (known := cache_root() / index.read_text()).is_dir():
         return cached_arrays(known.name, dict)
-    listing = [
-        (split, entry.name, file.name, file.stat().st_size, file.stat().st_mtime_ns)
-        for split, entry in folders
-        for file in _images(entry.path)
-    ]
+    listing = [(split, entry.name, *one) for split, entry in folders for one in kind.listed(entry.path)]
     names = [f"{split}/{name}/{file}".lstrip("/") for split, name, file, _, _ in listing]
-    cached = f"images-{_digest(['names', str(root.resolve()), classes, *listing])}"
-    found = cached_arrays(cached, lambda: _look_at_all(root, classes, names))
+    cached = f"{kind.word}s-{_digest(['names', str(root.resolve()), classes, *listing])}"
+    found = cached_arrays(cached, lambda: _look_at_all(root, classes, names, kind))
     with contextlib.suppress(OSError):  # without it the next trial asks every file
         write_atomic(index, cached)
     return found
@@ -172,23 +187,25 @@ def _held_out(names: Iterable[str]) -> set[str]:
     return {file for name, files in classes.items() for file in files[: counts[name]]}
 
 
-def _judge(root: Path, names: Sequence[str], corrupt: Sequence[str]) -> None:
+def _judge(root: Path, names: Sequence[str], corrupt: Sequence[str], word: str) -> None:
     if not corrupt:
         return
-    found = f"{root}: {len(corrupt)} of {len(names)} images cannot be read"
+    found = f"{root}: {len(corrupt)} of {len(names)} {word}s cannot be read"
     shown = ", ".join(corrupt[:20]) + (f" and {len(corrupt) - 20} more" if len(corrupt) > 20 else "")
     if len(corrupt) > max(CORRUPT_FLOOR, CORRUPT_SHARE * len(names)):
         raise UserError(f"{found}, more than {CORRUPT_SHARE:.0%}: restore them or remove them: {shown}")
     warnings.warn(f"{found} and are skipped: {shown}", stacklevel=4)
 
 
-def _look_at_all(root: Path, classes: Sequence[str], names: Sequence[str]) -> dict[str, NDArray[Any]]:
+def _look_at_all(
+    root: Path, classes: Sequence[str], names: Sequence[str], kind: Kind
+) -> dict[str, NDArray[Any]]:
     """The width over the height of every image, 0 where it cannot be read, and the folder's version."""
     with ThreadPoolExecutor(num_threads()) as pool:
         # a part at a time: a queue of a million futures would weigh more than the images
         parts = (names[start : start + 4096] for start in range(0, len(names), 4096))
-        looks = chain.from_iterable(pool.map(lambda name: _look(root / name), part) for part in parts)
-        found = list(noted(f"reading every image of {root} once", looks, len(names)))
+        looks = chain.from_iterable(pool.map(lambda name: kind.look(root / name), part) for part in parts)
+        found = list(noted(f"reading every {kind.word} of {root} once", looks, len(names)))
     # what one Pillow cannot read another may: two machines with other images left have two versions
     rows = [(name, content, aspect > 0) for name, (aspect, content) in zip(names, found, strict=True)]
     aspects = np.array([aspect for aspect, _ in found], np.float32)
@@ -212,6 +229,18 @@ def _look(path: Path) -> tuple[float, str]:
     return aspect, content
 
 
+def listed(folder: str) -> list[tuple[str, int, int]]:
+    """The images of a folder in the order of their names: name, bytes and time of change."""
+    with os.scandir(folder) as entries:
+        found = [e for e in entries if os.path.splitext(e.name)[1].lower() in SUFFIXES and e.is_file()]
+    return sorted(
+        (e.name, e.stat().st_size, e.stat().st_mtime_ns) for e in found if not e.name.startswith(".")
+    )
+
+
+IMAGES = Kind("image", listed, _look)
+
+
 def _folders(root: Path) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(root) as entries:
@@ -229,12 +258,6 @@ def _folders(root: Path) -> list[os.DirEntry[str]]:
             "in train/ and val/"
         )
     return found
-
-
-def _images(folder: str) -> list[os.DirEntry[str]]:
-    with os.scandir(folder) as entries:
-        found = (e for e in entries if os.path.splitext(e.name)[1].lower() in SUFFIXES and e.is_file())
-        return sorted((e for e in found if not e.name.startswith(".")), key=lambda e: e.name)
 
 
 def _digest(rows: Sequence[object]) -> str:

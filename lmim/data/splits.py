@@ -1,4 +1,4 @@
-"""What every dataset is: labelled images in three splits.
+"""What every dataset is: labelled images, or clips of as many frames each, in three splits.
 
 A dataset is one file of this folder, with a function of the file's name that takes the `data` section.
 """
@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 import torch
@@ -49,6 +49,19 @@ class Split(Protocol):
         """
 
 
+class Clips(Split, Protocol):
+    """Labelled clips. As images they are their middle frames, so that whatever judges images judges them."""
+
+    def read_clips(
+        self,
+        indices: Int[Tensor, " b"],
+        side: int,
+        boxes: Float[Tensor, "b v 4"],
+        times: Int[Tensor, "b v"],
+    ) -> tuple[UInt8[Tensor, "b v c h w"], Float[Tensor, "b v 4"]]:
+        """All views of each clip at once, each a box of the frame that `times` says; else as `read`."""
+
+
 @dataclass(frozen=True)
 class Dataset:
     """Three splits and what a model must know of them; pixels are normalised by `mean` and `std` of 0..1.
@@ -70,6 +83,8 @@ class Dataset:
     test: Split
     skipped: tuple[str, ...] = field(default=(), kw_only=True)
     """Names of the files that cannot be read, and are in no split."""
+    frames: int = field(default=1, kw_only=True)
+    """Frames of every clip, the splits being `Clips`; 1 of images."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +113,16 @@ class Subset:
         """The images at these positions of the subset."""
         return self.whole.read(self.indices[indices], side, boxes)
 
+    def read_clips(
+        self,
+        indices: Int[Tensor, " b"],
+        side: int,
+        boxes: Float[Tensor, "b v 4"],
+        times: Int[Tensor, "b v"],
+    ) -> tuple[UInt8[Tensor, "b v c h w"], Float[Tensor, "b v 4"]]:
+        """The same of clips."""
+        return cast(Clips, self.whole).read_clips(self.indices[indices], side, boxes, times)
+
 
 @dataclass(frozen=True)
 class ArraySplit:
@@ -120,11 +145,42 @@ class ArraySplit:
         self, indices: Int[Tensor, " b"], side: int, boxes: Float[Tensor, "b 4"] | None = None
     ) -> tuple[UInt8[Tensor, "b c h w"], Float[Tensor, "b 4"]]:
         """The whole images; evaluation sees all of them."""
-        images = torch.from_numpy(self.images[indices.numpy()])
+        images = self._shrunk(self.images[indices.numpy()])
+        return images, WHOLE.repeat(len(indices), 1) if boxes is None else boxes
+
+    def _shrunk(self, pixels: NDArray[np.uint8]) -> UInt8[Tensor, "b c h w"]:
+        images = torch.from_numpy(pixels)
         if self.side < images.shape[-1]:
             small = F.interpolate(images.float(), (self.side, self.side), mode="bicubic", antialias=True)
             images = small.round().clamp(0, 255).byte()
+        return images
+
+
+@dataclass(frozen=True)
+class ArrayClips(ArraySplit):
+    """Clips that lie in one array, `[n, frames, c, s, s]`."""
+
+    masks: NDArray[np.uint8] | None = None
+    """Which object each pixel of each frame belongs to, `[n, frames, s, s]`; 0 is the ground."""
+
+    def read(
+        self, indices: Int[Tensor, " b"], side: int, boxes: Float[Tensor, "b 4"] | None = None
+    ) -> tuple[UInt8[Tensor, "b c h w"], Float[Tensor, "b 4"]]:
+        """The whole middle frames."""
+        images = self._shrunk(self.images[indices.numpy(), self.images.shape[1] // 2])
         return images, WHOLE.repeat(len(indices), 1) if boxes is None else boxes
+
+    def read_clips(
+        self,
+        indices: Int[Tensor, " b"],
+        side: int,
+        boxes: Float[Tensor, "b v 4"],
+        times: Int[Tensor, "b v"],
+    ) -> tuple[UInt8[Tensor, "b v c h w"], Float[Tensor, "b v 4"]]:
+        """The whole frames at these times."""
+        pixels = self.images[indices[:, None].numpy(), times.numpy()]
+        frames = self._shrunk(pixels.reshape(-1, *pixels.shape[2:]))
+        return frames.view(*times.shape, *frames.shape[1:]), boxes
 
 
 def hold_out(train: Split, version: str) -> tuple[Subset, Subset, str]:
@@ -141,11 +197,17 @@ def hold_out(train: Split, version: str) -> tuple[Subset, Subset, str]:
 def from_arrays(
     data: Data, version: str, arrays: Mapping[str, NDArray[Any]], *, classes: int, flips: bool
 ) -> Dataset:
-    """A dataset of `<split>_images` `[n, c, s, s]` and `<split>_labels` `[n]`; if none, val is held out."""
+    """A dataset of `<split>_images` `[n, c, s, s]` and `<split>_labels` `[n]`; if none, val is held out.
+
+    Images `[n, frames, c, s, s]` are clips, with `<split>_masks` `[n, frames, s, s]` where there are any.
+    """
 
     def split(name: str) -> ArraySplit:
         labels = torch.tensor(arrays[f"{name}_labels"], dtype=torch.int64)
-        return ArraySplit(arrays[f"{name}_images"].view(np.uint8), labels, data.image_size)
+        images, masks = arrays[f"{name}_images"].view(np.uint8), arrays.get(f"{name}_masks")
+        if images.ndim == 5:
+            return ArrayClips(images, labels, data.image_size, masks)
+        return ArraySplit(images, labels, data.image_size)
 
     train: Split = (whole := split("train"))
     kept = torch.arange(len(whole))
@@ -156,8 +218,11 @@ def from_arrays(
         kept = train.indices
     # a thousand images fix the mean to a grey level; all of them would be read from disk by every trial
     sample = whole.images[kept[:: max(1, len(kept) // 1000)].numpy()] / 255
+    frames = sample.shape[1] if sample.ndim == 5 else 1
+    sample = sample.reshape(-1, *sample.shape[-3:])
     mean, std = (tuple(part.tolist()) for part in (sample.mean((0, 2, 3)), sample.std((0, 2, 3))))
-    return Dataset(data.name, version, sample.shape[1], classes, mean, std, flips, train, val, split("test"))
+    stats = sample.shape[1], classes, mean, std, flips
+    return Dataset(data.name, version, *stats, train, val, split("test"), frames=frames)
 
 
 def root_of(data: Data) -> Path:

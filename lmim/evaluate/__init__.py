@@ -38,15 +38,18 @@ def judge(
     side: int,
     evaluations: Sequence[Evaluation],
     device: torch.device | str = "cpu",
+    logits: Encode | None = None,
 ) -> Iterator[tuple[Evaluation, Judged]]:
     """What each evaluation says of the features that `encode` gives of normalised images, one by one.
 
     Where a feature is not finite every figure is NaN. `encode` may raise to stop: nothing is left behind.
-    What a protocol raises is that evaluation's result, and the others go on.
+    What a protocol raises is that evaluation's result, and the others go on. `logits` are those of the
+    objective's own classifier, if it has one: they are made where a protocol needs them.
     """
     if not evaluations:
         return
-    frozen = freeze(encode, dataset, [one.split for one in evaluations], side, device)
+    needed = logits if any("logits" in one.needs for one in evaluations) else None
+    frozen = freeze(encode, dataset, [one.split for one in evaluations], side, device, needed)
     finite = {split: one.finite() for split, one in frozen.items()}
     samples = {split: one.sample() for split, one in frozen.items()}
     for one in evaluations:

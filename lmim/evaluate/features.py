@@ -31,6 +31,8 @@ class Labelled:
     """On the host, in a file that is mapped into memory, which gives it back when it is short."""
     labels: Int[Tensor, " n"]
     device: torch.device | str = "cpu"
+    logits: Float[Tensor, "n k"] | None = None
+    """The objective's own, where a protocol needs them; on the host like the features."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -46,12 +48,14 @@ class Labelled:
 
     def finite(self) -> bool:
         """Whether every feature is a number; one that diverged has no accuracy."""
-        return all(bool(part.isfinite().all()) for part in torch.split(self.features, BATCH))
+        whole = [self.features] if self.logits is None else [self.features, self.logits]
+        return all(bool(part.isfinite().all()) for one in whole for part in torch.split(one, BATCH))
 
     def sample(self, count: int) -> "Labelled":
         """At most so many rows, those of the images that `sampled` keeps."""
         rows = chosen(len(self), count)
-        return replace(self, features=self.features[rows], labels=self.labels[rows])
+        logits = None if self.logits is None else self.logits[rows]
+        return replace(self, features=self.features[rows], labels=self.labels[rows], logits=logits)
 
     def _part(self, rows: slice) -> tuple[Float[Tensor, "b d"], Int[Tensor, " b"]]:
         # a copy, or a protocol that writes to its batch would spoil it for the next
@@ -77,19 +81,39 @@ class Frozen:
 
 
 def freeze(
-    encode: Encode, dataset: Dataset, splits: Iterable[str], side: int, device: torch.device | str = "cpu"
+    encode: Encode,
+    dataset: Dataset,
+    splits: Iterable[str],
+    side: int,
+    device: torch.device | str = "cpu",
+    logits: Encode | None = None,
 ) -> dict[str, Frozen]:
     """What a protocol is given for each split to be judged: a pass over it, and one over the training images.
 
-    Images are normalised and not augmented: the central square at side x side pixels. What `encode` raises
-    passes through, and nothing is left behind.
+    The judged images' `logits` come of the same pass. Images are normalised and not augmented: the central
+    square at side x side pixels. What `encode` raises passes through, and nothing is left behind.
     """
 
     def encoded(split: Split) -> Labelled:
         parts = encode_split(encode, dataset, split, side, device)
         return Labelled(_stored(parts), split.labels, device)
 
-    judged = {name: encoded(getattr(dataset, name)) for name in dict.fromkeys(splits)}
+    def classified(split: Split, logits: Encode) -> Labelled:
+        widths: list[int] = []
+
+        def both(images: Float[Tensor, "b c s s"]) -> Float[Tensor, "b d"]:
+            found = encode(images), logits(images)
+            widths[:] = [part.shape[1] for part in found]
+            return torch.cat(found, dim=1)
+
+        found = _stored(encode_split(both, dataset, split, side, device))
+        features, own = torch.split(found, widths, dim=1)
+        return Labelled(features, split.labels, device, own)
+
+    def judge(split: Split) -> Labelled:
+        return encoded(split) if logits is None else classified(split, logits)
+
+    judged = {name: judge(getattr(dataset, name)) for name in dict.fromkeys(splits)}
     train = encoded(dataset.train)
     return {name: Frozen(train, one, dataset.classes) for name, one in judged.items()}
 

@@ -28,11 +28,14 @@ class Draw:
     mirrored: Bool[Tensor, "b v"]
     own: dict[str, Tensor]
     """What else the objective draws, a row for each image."""
+    times: Int[Tensor, "b v"] | None = None
+    """Of which frame of its clip each view is; None where images are trained on."""
 
     def each(self, change: Callable[[Tensor], Tensor]) -> "Draw":
         """The draw with every tensor changed alike."""
         own = {name: change(tensor) for name, tensor in self.own.items()}
-        return Draw(change(self.boxes), change(self.mirrored), own)
+        times = None if self.times is None else change(self.times)
+        return Draw(change(self.boxes), change(self.mirrored), own, times)
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,8 @@ class Setup:
     mirrors: bool = False
     """Whether views are mirrored at random."""
     sources: Mapping[str, str] = field(default_factory=dict)
+    frames: int = 1
+    """Frames of each clip of the data; 1 of images."""
 
     def variant(self, section: str, chosen: Collapse | Loss | Decoder) -> Callable[..., Any]:
         """The function or class that a section names, its settings bound."""
@@ -66,6 +71,7 @@ class Setup:
 class Objective(nn.Module):
     """What the trainer calls, and all that it knows of what is trained.
 
+    An objective of clips has a setting `frames`, how many of each it sees, and its draw has `times`.
     The trainer crops the views that `draw` asks for, minimises `forward`'s loss, tells `after_step` what is
     scheduled, and judges `features`. What `forward` and `scheduled` name is in the journal as `train/<name>`.
     An objective with nothing to train leaves out `draw` and `forward`.

@@ -106,9 +106,7 @@ class Sweep:
 
     def where(self, key: str) -> str:
         """Where a config key was set: `file:line` or the argument; the sweep file where nobody did."""
-        base = self.spec.base.get(key)
-        found = next(iter(self.spec.design.axes.get(key, ())), base)
-        return f"{found.where if found else self.path}: {key}"
+        return _where(self.spec, key)
 
     def check_data(self, trials: Iterable[Trial]) -> None:
         """Whether the datasets that trials read can be opened on this machine.
@@ -169,7 +167,12 @@ def expand(spec: Spec, results: Results | None = None) -> Sweep:
         if setting.key not in builder.read:
             fail(setting.where, f"{setting.key}: no arm of this sweep reads it")
     arms = {arm.name: arm.axes for arm in builder.arms}
-    claims = read_claims(spec, arms)
+    configs = {trial.arm: trial.config for trial in builder.trials}
+    for number, one in enumerate(spec.sheet.evaluations):
+        if not any(one.applies(config) for config in configs.values()):
+            where = spec.sheet.where("evaluate", number)
+            fail(f"{where}: evaluate", f"{one.protocol}: no arm of this sweep has {', '.join(one.needs)}")
+    claims = read_claims(spec, arms, configs)
     only = read_only(spec, arms)
     return Sweep(
         name=spec.file.name,
@@ -184,7 +187,7 @@ def expand(spec: Spec, results: Results | None = None) -> Sweep:
         trials=tuple(t for t in builder.trials if t.arm in only and t.seed in spec.wanted),
         path=spec.sheet.path,
         spec=spec,
-        notes=(*builder.notes(), *_skipped(builder.trials)),
+        notes=(*builder.notes(), *_skipped(builder.trials), *_still(spec, builder.trials)),
         undecided=builder.undecided,
         choices=tuple(spec.design.tell(builder.ids, results or {})),
     )
@@ -212,6 +215,23 @@ def _skipped(trials: Iterable[Trial]) -> Iterator[str]:
             named = ", ".join(data.skipped_names)
             files = count(data.skipped, "file")
             yield f"{config.data.path}: {files} cannot be read and left out: {named}{more}"
+
+
+def _still(spec: Spec, trials: Iterable[Trial]) -> Iterator[str]:
+    """Which objectives see of clips one frame alone."""
+    for name, config in {(t.config.data.name, t.config.objective): t.config for t in trials}.items():
+        frames = facts.data_of(config).frames
+        if frames > 1 and config.optim.epochs and not config.frames:
+            yield (
+                f"{_where(spec, 'data.name')}: of {name[0]}'s clips of {frames} frames {name[1]} sees the "
+                "middle ones alone"
+            )
+
+
+def _where(spec: Spec, key: str) -> str:
+    base = spec.base.get(key)
+    found = next(iter(spec.design.axes.get(key, ())), base)
+    return f"{found.where if found else spec.sheet.path}: {key}"
 
 
 class _Builder:

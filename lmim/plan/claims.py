@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
+from lmim.config import Config
 from lmim.errors import fail, nearest, show, word
 from lmim.metrics import full_name
 from lmim.plan.located_yaml import scalar
@@ -102,9 +103,10 @@ def _lenient(text: str) -> str | int | float | bool | None:
         return text
 
 
-def read_claims(spec: Spec, arms: Arms) -> tuple[Claim, ...]:
-    """The claims of a sweep file, each about arms that there are."""
+def read_claims(spec: Spec, arms: Arms, configs: Mapping[str, Config]) -> tuple[Claim, ...]:
+    """The claims of a sweep file, each about arms that there are and that can be judged so."""
     claims = []
+    judges = {metric.name: one for one in spec.evaluations for metric in one.metrics.values()}
     names = _sides(arms)
     for number, text in enumerate(spec.file.claims):
         where = f"{spec.sheet.where('claims', number)}: claims.{number}"
@@ -127,6 +129,11 @@ def read_claims(spec: Spec, arms: Arms) -> tuple[Claim, ...]:
             fail(
                 where, f"expected two sides without a common arm, found {min(chosen[0] & chosen[1])} on both"
             )
+        judge = judges.get(full_name(claim.metric or spec.file.metric)) if claim.right else None
+        for arm in (arm for arm in arms if judge and any(arm in side for side in chosen)):
+            if judge and not judge.applies(configs[arm]):
+                has = f"{arm}, whose objective {configs[arm].objective} has none"
+                fail(where, f"expected arms with {', '.join(judge.needs)} for {judge.protocol}, found {has}")
         claims.append(claim)
     return tuple(claims)
 

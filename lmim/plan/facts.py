@@ -42,6 +42,8 @@ class Data:
     """Files that cannot be read."""
     skipped_names: list[str] = field(default_factory=list)
     """The first of them."""
+    frames: int = 1
+    """Frames of every clip; 1 of images."""
 
 
 class Flops(NamedTuple):

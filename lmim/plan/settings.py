@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -27,7 +27,7 @@ class Setting:
 
 
 Settings = dict[str, Setting]
-BASE, SCALE, ARM, SET = 1, 2, 3, 4
+BASE, SCALE, OWN, ARM, SET = 1, 2, 3, 4, 5
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Schema:
             yield prefix, node
 
     def settings_of(self, node: Node, file: str, rank: int) -> Settings:
-        """The settings of a base or scale file, checked key by key; their fit together comes later."""
+        """The settings of a mapping in a file, checked key by key; their fit together comes later."""
         found: Settings = {}
         if node.value is None:
             return found
@@ -104,7 +104,7 @@ class Schema:
             if key in found:
                 fail(where, f"duplicate key {key}, first at {found[key].where}")
             if key == "seed":
-                fail(where, "seed: expected in the sweep's seeds, found here; a base or scale has none")
+                fail(where, "seed: expected in the sweep's seeds, found here")
             found[key] = self.checked(Setting(key, leaf.plain(), where, rank))
         return found
 
@@ -171,8 +171,14 @@ class Schema:
         except ValidationError as error:
             _explain(error, settings, where)
             raise
-        version = facts.data_of(found).version
-        return found.model_copy(update={"data": found.data.model_copy(update={"version": version})})
+        data = facts.data_of(found)
+        if not data.error and (wrong := found.too_few_frames(data.frames)):
+            _blame(CombinationError("data.name", wrong), settings, where)
+        if data.classes < 2 and "logits" in variants.describe("objective", named[0], sources).methods:
+            has = "one class" if data.classes else "no labels"
+            wrong = f"{found.data.name} has {has}, {found.objective} needs two or more"
+            _blame(CombinationError("data.name", wrong), settings, where)
+        return found.model_copy(update={"data": found.data.model_copy(update={"version": data.version})})
 
 
 @functools.cache
@@ -223,12 +229,7 @@ def _explain(error: ValidationError, settings: Settings, where: str) -> None:
     first = error.errors()[0]
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, CombinationError):
-        named = {cause.key, *re.findall(r"[a-z_]+\.[a-z_]+", cause.message)}
-        suspects = [s for key, s in settings.items() if key in named]
-        # the change that was laid on last broke what held before it
-        blamed = max(suspects, key=lambda s: (s.rank, s.key == cause.key), default=None)
-        place = f"{blamed.where}: {blamed.key}" if blamed else where
-        fail(place, f"impossible combination: {cause.key} {cause.message}")
+        _blame(cause, settings, where)
     key = ".".join(str(part) for part in first["loc"])
     key = key.removesuffix(".kind") if key.removesuffix(".kind") in KINDS else key
     setting = settings.get(key)
@@ -237,6 +238,15 @@ def _explain(error: ValidationError, settings: Settings, where: str) -> None:
         f"{setting.where if setting else where}: {key}",
         f"expected {expected}, found {show(first['input'])}{nearest(first['input'], names)}",
     )
+
+
+def _blame(cause: CombinationError, settings: Settings, where: str) -> NoReturn:
+    """Name the place of the change that was laid on last: it broke what held before it."""
+    named = {cause.key, *re.findall(r"\w+\.\w+|\bobjective\b", cause.message)}
+    suspects = [s for key, s in settings.items() if key in named]
+    blamed = max(suspects, key=lambda s: (s.rank, s.key == cause.key), default=None)
+    place = f"{blamed.where}: {blamed.key}" if blamed else where
+    fail(place, f"impossible combination: {cause.key} {cause.message}")
 
 
 def expectation(error: Any) -> tuple[str, tuple[str, ...]]:

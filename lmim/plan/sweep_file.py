@@ -16,7 +16,7 @@ from lmim.errors import fail, nearest, show
 from lmim.metrics import Metric, full_name, known
 from lmim.plan import designs
 from lmim.plan.located_yaml import Node, read_yaml
-from lmim.plan.settings import BASE, SCALE, Schema, Setting, Settings, expectation
+from lmim.plan.settings import BASE, OWN, SCALE, Schema, Setting, Settings, expectation
 from lmim.trial.evaluation import DEFAULT, EntryError, Evaluation, read_evaluations
 from lmim.variants import Count
 
@@ -50,6 +50,8 @@ class SweepFile(Section):
     """What the sweep is to find out; it heads the report."""
     base: str | None = None
     """A file of config keys, beside the sweep or in the project's `ablations/`."""
+    config: dict[str, Any] = Field(default_factory=dict)
+    """Config keys of every arm and baseline, laid over base and scale."""
     design: str = "grid"
     """A file of `designs/`."""
     seeds: list[Count] = Field(default_factory=lambda: [0])
@@ -133,7 +135,7 @@ class Spec:
     design: Design
     scale: str
     base: Settings
-    """base, scale and --set together: what every arm stands on."""
+    """base, scale, the file's own config and --set together: what every arm stands on."""
     seeds: tuple[int, ...]
     """The file's, then those that the call adds; the call's alone where a design's cells hang on them."""
     wanted: tuple[int, ...]
@@ -188,6 +190,8 @@ def read(
     base: Settings = {}
     for found, node, rank in below:
         base |= schema.settings_of(node, str(found), rank)
+    if file.config:
+        base |= schema.settings_of(tree.at(("config",)), str(path), OWN)
     base |= arguments
     design = expand(file, sheet)
     if both := [key for key in design.axes if key in arguments]:

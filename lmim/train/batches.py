@@ -9,15 +9,17 @@ import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from operator import itemgetter
+from typing import cast
 
 import torch
-from jaxtyping import Int, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from lmim.config import Config
 from lmim.data import Split
 from lmim.data.augment import WHOLE, crop
 from lmim.data.reading import ahead
+from lmim.data.splits import Clips
 from lmim.objectives import Draw, Objective
 
 
@@ -71,8 +73,7 @@ def batches(
             for start in starts:
                 own = slice(start, start + images_at_once)
                 mine = draw.each(itemgetter(own))
-                views = [train.read(indices[own], objective.crop_side, b) for b in mine.boxes.unbind(1)]
-                images, boxes = (torch.stack(part, dim=1) for part in zip(*views, strict=True))
+                images, boxes = _views(train, indices[own], objective.crop_side, mine)
                 found = MicroBatch(images, labels[indices[own]], replace(mine, boxes=boxes))
                 found = _augmented(found, objective) if objective.augments else found
                 yield found.each(Tensor.pin_memory) if pin else found
@@ -90,3 +91,14 @@ def _augmented(batch: MicroBatch, objective: Objective) -> MicroBatch:
     crops = crops.view(*views, *crops.shape[1:])
     whole = replace(draw, boxes=WHOLE.expand(*views, -1), mirrored=torch.zeros_like(draw.mirrored))
     return replace(batch, images=objective.augment(crops, draw.own), draw=whole)
+
+
+def _views(
+    train: Split, indices: Int[Tensor, " b"], side: int, draw: Draw
+) -> tuple[UInt8[Tensor, "b v c h w"], Float[Tensor, "b v 4"]]:
+    """The views that were drawn of these images, with their boxes; of clips all at once."""
+    if draw.times is not None:
+        return cast(Clips, train).read_clips(indices, side, draw.boxes, draw.times)
+    views = [train.read(indices, side, boxes) for boxes in draw.boxes.unbind(1)]
+    images, boxes = (torch.stack(part, dim=1) for part in zip(*views, strict=True))
+    return images, boxes

@@ -123,8 +123,10 @@ class Run:
         torch.manual_seed(generator(config.seed, "weights").initial_seed())
         data, optim = config.data, config.optim
         mirrors = data.flip and dataset.flips
+        if wrong := config.too_few_frames(dataset.frames):
+            raise UserError(f"data.name: {wrong}")
         shape = data.image_size, dataset.channels, dataset.classes
-        setup = Setup(*shape, data.crop_scale, mirrors, config.sources)
+        setup = Setup(*shape, data.crop_scale, mirrors, config.sources, dataset.frames)
         self.objective: Objective = objectives.build(config, setup).to(device)
         self.progress = Progress()
         self.prepared = False
@@ -531,10 +533,10 @@ def _evaluate(run: Run, folder: TrialFolder, missing: Sequence[Evaluation], stop
             raise _Stopped
         return run.objective.features(images)
 
-    run.objective.eval()
-    data = run.config.data
+    objective, data = run.objective.eval(), run.config.data
+    logits = getattr(objective, "logits", None)
     with contextlib.suppress(_Stopped):
-        for evaluation, found in judge(features, run.dataset, data.image_size, missing, run.device):
+        for evaluation, found in judge(features, run.dataset, data.image_size, missing, run.device, logits):
             write_result(
                 evaluation.file(folder.path, data.version or ""),
                 Result(

@@ -17,13 +17,16 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, create_model
 
 from lmim import variants
-from lmim.config import Section
+from lmim.config import Config, Section
 from lmim.errors import UserError, nearest, show, word
 from lmim.files import write_atomic
 from lmim.metrics import OWN, Better, Metric
 
 DEFAULT = ("nn", "knn", "linear")
 """The protocols of a sweep file that names none."""
+
+GIVEN = ("logits",)
+"""What a protocol may need: a method of objectives, whose output for the judged images it is given too."""
 
 FOLDERS = {"test": "eval", "val": "val"}
 """What a metric's name begins with: by the split that is judged."""
@@ -82,6 +85,18 @@ class Evaluation:
             )
             for name, entry in _entries(self.protocol, self.sources).items()
         }
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What an objective must have besides features, by the NEEDS of the protocol's file."""
+        needs = variants.describe("evaluate", self.protocol, self.sources).constants.get("NEEDS", ())
+        return tuple(needs)
+
+    def applies(self, config: Config) -> bool:
+        """Whether the config's objective has what the protocol needs; another's trials it does not judge."""
+        if not self.needs:
+            return True
+        return variants.describe("objective", config.objective, config.sources).methods >= {*self.needs}
 
     def identity(self, trial: str, data_version: str) -> str:
         """Eight hex digits of the SHA-256 of what the figures depend on, besides the package's own code."""
@@ -171,6 +186,8 @@ def _read(protocol: str, given: Mapping[str, Any], sources: Mapping[str, str]) -
     file = protocol.partition(":")[0]
     one = Evaluation(protocol, read.model_dump(), sources={file: sources[file]} if own else {})
     _entries(protocol, one.sources)
+    if unknown := [need for need in one.needs if need not in GIVEN]:
+        raise ValueError(f"{protocol}: expected NEEDS of {', '.join(GIVEN)}, found {show(unknown[0])}")
     return one
 
 

@@ -260,7 +260,12 @@ class TrialFolder:
     def missing(self, evaluations: Sequence[Evaluation], version: str | None) -> list[Evaluation]:
         """Those that have no result yet; `version` is that of the trial's data. What diverged has none."""
         absent = [one for one in evaluations if not one.file(self.path, version or "").is_file()]
+        absent = [one for one in absent if self.is_judged_by(one)]
         return absent if absent and self.state().outcome != "diverged" else []
+
+    def is_judged_by(self, evaluation: Evaluation) -> bool:
+        """Whether the trial's objective has what a protocol needs."""
+        return not evaluation.needs or evaluation.applies(self.config())
 
     def results(self) -> list[Result]:
         """Every evaluation that is there.

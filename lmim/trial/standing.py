@@ -40,14 +40,15 @@ def standing(folder: TrialFolder, evaluations: Sequence[Evaluation] = (), versio
         return Standing(status, state, state.metrics, state.error, codes)
     if state.outcome == "diverged":
         return Standing(status, state, state.metrics, state.error, codes, _excluded(folder, codes))
-    found = [read_result(one.file(folder.path, version)) for one in evaluations]
-    results = [result for result in found if result is not None]
+    found = {one.file(folder.path, version): one for one in evaluations}
+    results = [result for result in map(read_result, found) if result is not None]
+    absent = [one for file, one in found.items() if not file.is_file() and folder.is_judged_by(one)]
     metrics = dict(state.metrics)
     for result in results:
         metrics |= result.metrics
     codes |= {result.code for result in results}
     error = next((result.error for result in results if result.error), None)
-    if len(results) < len(found):
+    if absent:
         status = "running" if folder.locked() else "trained"
     elif error:
         status = "failed"

@@ -2,17 +2,19 @@
 
 import subprocess
 import sys
-from typing import Any
+from dataclasses import replace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 
 from lmim import variants
-from lmim.config import Data
+from lmim.config import Config, Data
 from lmim.data import Dataset, open_dataset
 from lmim.data.glyphs import Recipe, glyphs
-from lmim.data.splits import Subset, from_arrays, hold_out
+from lmim.data.splits import ArrayClips, Clips, Subset, from_arrays, hold_out
+from tests.data.clips import MOVING
 
 
 def numbered(count: int, **more: Any) -> Dataset:
@@ -46,6 +48,27 @@ def test_val_is_the_same_for_every_trial_and_from_everywhere() -> None:
     assert torch.equal(first.val.labels, second.val.labels)
     assert first.val.labels.tolist() == sorted(first.val.labels.tolist())
     assert all(len([i for i in first.val.labels if lo <= i < lo + 200]) > 5 for lo in range(0, 1000, 200))
+
+
+def test_a_part_of_a_video_dataset_is_of_clips(monkeypatch: pytest.MonkeyPatch) -> None:
+    """data.train_images, or a val held out, would leave what no video objective can read."""
+    sources = {"clips.py": MOVING}
+    section = {"data": {"name": "clips.py:moving", "image_size": 8, "train_images": 20}, "sources": sources}
+    config = Config.read(section)
+    data = open_dataset(config.data, sources)
+    assert (data.frames, len(data.train), len(data.val), len(data.test)) == (8, 20, 30, 80)
+    indices, times = torch.tensor([3, 19]), torch.tensor([[7, 0, 4], [1, 1, 2]])
+    boxes = torch.rand(2, 3, 4)
+    for split in (data.train, data.val, data.test):
+        read = cast(Clips, split).read_clips(indices, 8, boxes, times)
+        # a frame's brightest pixels are as bright as it is late
+        assert torch.equal(read[0].amax((2, 3, 4)) - 200, times.byte())
+        assert torch.equal(read[1], boxes)
+        middle, whole = split.read(indices, 8)
+        assert (middle.amax((1, 2, 3)) == 204).all()
+        assert whole.tolist() == [[0, 0, 1, 1]] * 2
+        small = cast(Clips, replace(cast(ArrayClips, data.test), side=4)).read_clips(indices, 4, boxes, times)
+        assert small[0].shape == (2, 3, 1, 4, 4)
 
 
 def test_holding_out_is_part_of_the_version() -> None:

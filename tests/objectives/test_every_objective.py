@@ -34,6 +34,18 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "collapse": "sigreg",
     },
     "pixel_mim": {"objective": "pixel_mim", "decoder": DECODER, "loss": "norm_mse"},
+    "supervised": {"objective": "supervised"},
+    "supervised_changed": {
+        "objective": "supervised",
+        "supervised": {
+            "mixup": 0.8,
+            "cutmix": 1.0,
+            "smoothing": 0.1,
+            "drop_path": 0.2,
+            "randaugment": "rand-m9-mstd0.5-inc1",
+            "erasing": 0.25,
+        },
+    },
     "contrastive_mim": {"objective": "contrastive_mim", "decoder": DECODER, "loss": "norm_mse"},
     "cmae_huang": {
         **{"objective": "contrastive_mim", "decoder": DECODER, "loss": "norm_mse"},
@@ -43,7 +55,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
 }
 LEARNS_NOTHING = ("raw_pixels",)
-SEES_LABELS: tuple[str, ...] = ()
+SEES_LABELS: tuple[str, ...] = ("supervised", "supervised_changed")
 
 
 def tiny(name: str, **changes: Any) -> Config:

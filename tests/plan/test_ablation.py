@@ -196,3 +196,9 @@ def test_planning_loads_neither_torch_nor_ray() -> None:
         check=True,
     )
     assert json.loads(done.stdout) == []
+
+
+def test_a_protocol_that_judges_no_arm_is_refused(folder: "Folder") -> None:
+    """A column of dashes would be found after the training."""
+    text = "axes: {loss: [mse, cosine]}\nevaluate:\n  - nn\n  - top1\nmetric: nn_top1\n"
+    assert folder.error(text) == "sweep.yaml:6: evaluate: top1: no arm of this sweep has logits"

@@ -57,3 +57,14 @@ def test_a_mistaken_claim_is_named_with_its_line(folder: "Folder", text: str, me
     found = folder.error(text)
     assert message in found
     assert found.startswith("sweep.yaml")
+
+
+def test_a_claim_that_cannot_be_judged_is_refused(folder: "Folder") -> None:
+    """It would be undecided for ever, and the sweep would have been trained for it."""
+    text = "axes: {objective: [supervised, latent_mim]}\nevaluate: [top1, knn]\nbaselines: [raw_pixels]\n"
+    assert [arm.name for arm in folder.load(text).arms] == ["supervised", "latent_mim", "raw_pixels"]
+    assert folder.load(text + "claims: [supervised > latent_mim]\n").claims
+    assert folder.error(text + "claims:\n  - supervised > raw_pixels on top1\n") == (
+        "sweep.yaml:7: claims.0: expected arms with logits for top1, found raw_pixels, whose objective "
+        "raw_pixels has none"
+    )

@@ -14,6 +14,7 @@ from lmim.data import open_dataset
 from lmim.errors import UserError
 from lmim.plan import cost, facts
 from lmim.plan.ablation import Sweep
+from tests.data.clips import MOVING
 
 if TYPE_CHECKING:
     from tests.plan.conftest import Folder
@@ -203,3 +204,61 @@ def test_a_folder_without_splits_plans(folder: "Folder", images: Path) -> None:
     sweep.check_data(sweep.trials)
     with pytest.raises(UserError, match=r"data.path: .*dark: no class folders in it"):
         (bad := folder.load(AXES, sets=settings(images / "train" / "dark"))).check_data(bad.trials)
+
+
+FILM = """
+import torch
+from torch import nn
+from lmim.objectives import Draw, Objective
+from lmim.variants import PositiveInt
+
+class Film(Objective):
+    def __init__(self, setup, *, encoder, frames: PositiveInt = 4):
+        super().__init__()
+        self.setup, self.frames, self.crop_side = setup, frames, setup.side
+        self.level = nn.Linear(1, 1)
+
+    def draw(self, aspect, stream):
+        views = self.setup.views(1, aspect, stream).each(lambda part: part.repeat_interleave(self.frames, 1))
+        return Draw(views.boxes, views.mirrored, {}, torch.arange(self.frames).repeat(len(aspect), 1))
+
+    def forward(self, views, labels, own, scheduled):
+        assert views.shape[1] == self.frames
+        return {"loss": self.level(views.mean((2, 3, 4))[..., None]).square().mean()}
+
+    def patch_features(self, images):
+        return images.flatten(1)[:, None]
+"""
+
+
+def test_images_under_an_objective_of_clips_are_refused(folder: "Folder") -> None:
+    """Each trial would fail by itself, after the start, in the middle of a step."""
+    folder.write("film.py", FILM)
+    folder.write("clips.py", MOVING)
+    wrong = folder.error("objective: [film.py:Film]\n".join(["axes:\n  ", ""]), sets=["data.name=digits"])
+    assert wrong == (
+        "--set data.name=digits: data.name: impossible combination: data.name digits is of images: objective "
+        "film.py:Film needs clips of Film.frames 4 or more"
+    )
+    axes = "axes:\n  objective: [film.py:Film]\n  data.name: ['clips.py:moving']\n"
+    for line in ("  data.length: [8, 3]\n", "  Film.frames: [4, 9]\n"):
+        wrong = folder.error(axes + line)
+        assert wrong.startswith(("sweep.yaml:5: data.name: impossible", "sweep.yaml:6: Film.frames: imposs"))
+        assert "is of clips of" in wrong
+    scale = "axes:\n  objective: [film.py:Film]\n"
+    assert folder.error(scale).startswith("sweep.yaml:4: objective: impossible combination: data.name glyphs")
+    (trial,) = folder.load(axes).trials
+    assert facts.data_of(trial.config).frames == 8
+    (flops,) = facts.flops_of([trial.config])
+    assert flops.step > 0
+
+
+def test_an_objective_of_images_is_told_that_it_sees_middle_frames(folder: "Folder") -> None:
+    """Whoever trains it on clips would take it for one that saw them."""
+    folder.write("clips.py", MOVING)
+    sweep = folder.load("axes: {loss: [mse]}\nbaselines: [raw_pixels]\n", sets=["data.name=clips.py:moving"])
+    assert sweep.notes == (
+        "--set data.name=clips.py:moving: data.name: of clips.py:moving's clips of 8 frames latent_mim sees "
+        "the middle ones alone",
+    )
+    assert folder.load(AXES, sets=["data.name=digits"]).notes == ()

@@ -46,7 +46,7 @@ def test_a_key_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
         "loss: What the predicted latents are compared with the target's by.\n  values: mse, "
     )
     assert "\n    cosine: One minus the cosine of prediction and target" in printed
-    assert re.search(r"\n  read by: .*\blatent_mim, ", printed)
+    assert re.search(r"\n  read by: .*\blatent_mim\b", printed)
     assert keys.explain("tau") == keys.explain("loss.tau")
     assert keys.explain("loss.tau") == (
         "loss.tau: `tau` is the temperature, and 2 tau rescales the loss.\n"

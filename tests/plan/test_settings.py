@@ -171,3 +171,27 @@ def test_what_one_arm_does_not_read_is_no_arm_of_its_own(folder: "Folder") -> No
         "axes: {loss: [mse]}\nbaselines: [raw_pixels]\n", sets=["mask.gap=1"], only=["raw_pixels"]
     ).trials
     assert "mask.gap" not in baseline.config.flat()
+
+
+def test_labels_of_one_class_are_refused(folder: "Folder") -> None:
+    """Training on them says nothing, and a diverged or perfect trial would be its only sign."""
+    folder.write(
+        "mine.py",
+        "from dataclasses import replace\n"
+        "from lmim.data.digits import digits\n"
+        "def alone(data):\n    return replace(digits(data), classes=1)\n",
+    )
+    text = "axes: {objective: [latent_mim, supervised]}\nmetric: nn_top1\n"
+    told = folder.error(text, sets=["data.name=mine.py:alone"])
+    assert told == (
+        "--set data.name=mine.py:alone: data.name: impossible combination: data.name mine.py:alone has one class, "
+        "supervised needs two or more"
+    )
+
+
+def test_words_that_timm_does_not_know_are_refused(folder: "Folder") -> None:
+    """timm passes over some of them, and the arm would be augmented otherwise than it is named."""
+    text = "axes: {objective: [supervised]}\nmetric: nn_top1\n"
+    told = folder.error(text, sets=["supervised.randaugment=rand-x9"])
+    assert told.startswith("--set supervised.randaugment=rand-x9: supervised.randaugment: impossible")
+    assert "expected timm's words such as rand-m9-mstd0.5-inc1, found rand-x9" in told

@@ -18,6 +18,7 @@ from lmim.errors import UserError
 from lmim.objectives import Draw, Objective, Setup
 from lmim.train.batches import MicroBatch, batches, generator
 from lmim.train.loop import Run
+from tests.data.clips import MOVING
 
 TINY: dict[str, Any] = {
     "data": {"name": "digits", "image_size": 8, "train_images": 250, "flip": True},
@@ -147,6 +148,34 @@ def test_a_batch_carries_labels_and_several_views(size: int) -> None:
                 assert batch.draw.own["number"].tolist() == list(range(start, start + 10))
                 one, other = batch.draw.boxes.unbind(1)
                 assert (one != other).any(dim=1).all()
+
+
+class Film(Objective):
+    """Views of the first and the last frame of a clip, of one box, and one of the third."""
+
+    crop_side = 8
+
+    def draw(self, aspect: Float[Tensor, " b"], stream: torch.Generator) -> Draw:
+        draw = Setup(side=8, channels=1, classes=1).views(2, aspect, stream)
+        chosen = torch.tensor([0, 0, 1])
+        times = torch.tensor([0, 7, 2]).repeat(len(aspect), 1)
+        return Draw(draw.boxes[:, chosen], draw.mirrored[:, chosen], {}, times)
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_views_of_a_clip_are_of_the_frames_that_were_drawn(size: int) -> None:
+    """A frame of another time, or cut by another frame's box, would be what a video objective predicts."""
+    sources = {"clips.py": MOVING}
+    config = Config.read(merge(TINY, {"data.name": "clips.py:moving"}) | {"sources": sources})
+    train = open_dataset(config.data, sources).train
+    for rank in range(size):
+        for step in batches(train, config, Film(), 0, 4, rank, size):
+            for batch in step:
+                assert batch.draw.times is not None
+                assert batch.images.shape == (10, 3, 1, 8, 8)
+                assert torch.equal(batch.images.amax((2, 3, 4)) - 200, batch.draw.times.byte())
+                assert torch.equal(batch.draw.boxes[:, 0], batch.draw.boxes[:, 1])
+                assert (batch.draw.boxes[:, 0] != batch.draw.boxes[:, 2]).any(dim=1).all()
 
 
 @pytest.mark.parametrize(("flips", "flip"), [(False, True), (True, False), (True, True)])
