@@ -463,6 +463,8 @@ def _rules(config: Config) -> Iterable[Rule]:
     )
     if hasattr(config, "encoder"):
         yield from _patch_rules(config)
+    if config.objective == "video_mim":
+        yield from _tube_rules(config)
     if config.objective == "block_mim":
         depth, blocks = config.section("encoder").depth, config.section("block_mim").blocks
         yield (
@@ -528,6 +530,24 @@ def _patch_rules(config: Config) -> Iterable[Rule]:
             f"{ratio:g} of {patches} patches masks one; patch_discrimination needs "
             "others to tell it from, of (data.image_size / encoder.patch_size) squared",
         )
+
+
+def _tube_rules(config: Config) -> Iterable[Rule]:
+    own, patches = config.section("video_mim"), config.grid**2
+    if own.branches == "image":
+        return
+    yield (
+        "video_mim.frames",
+        own.frames % own.tube == 0,
+        f"{own.frames} is not divisible by video_mim.tube {own.tube}, the frames of a tube",
+    )
+    visible = round(patches * (1 - own.video_ratio))
+    yield (
+        "video_mim.video_ratio",
+        0 < visible < patches,
+        f"{own.video_ratio:g} of {patches} patches leaves {visible} visible: one or more must be visible and "
+        "masked, of (data.image_size / encoder.patch_size) squared",
+    )
 
 
 def _contrast_rules(config: Config) -> Iterable[Rule]:

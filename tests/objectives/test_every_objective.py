@@ -17,6 +17,7 @@ from lmim.objectives import Setup
 from lmim.train.batches import batches
 from lmim.train.loop import Run, train
 from lmim.trial.folder import TrialFolder
+from tests.data.clips import MOVING
 
 TINY: dict[str, Any] = {
     "data": {"name": "digits", "image_size": 8, "train_images": 240},
@@ -35,6 +36,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
     "pixel_mim": {"objective": "pixel_mim", "decoder": DECODER, "loss": "norm_mse"},
     "fsq": {"objective": "fsq", "fsq": {"levels": "3x2", "width": 16}},
+    "video_mim": {
+        **{"objective": "video_mim", "decoder": DECODER, "projector": {"width": 16}},
+        "data.name": "clips.py:moving",
+    },
     "supervised": {"objective": "supervised"},
     "supervised_changed": {
         "objective": "supervised",
@@ -47,6 +52,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
             "erasing": 0.25,
         },
     },
+    "supervised_mim": {
+        **{"objective": "supervised_mim", "decoder": DECODER, "projector": {"width": 16}},
+        "supervised_mim": {"classify": "both", "drop_path": 0.2, "erasing": 0.25},
+    },
     "contrastive_mim": {"objective": "contrastive_mim", "decoder": DECODER, "loss": "norm_mse"},
     "cmae_huang": {
         **{"objective": "contrastive_mim", "decoder": DECODER, "loss": "norm_mse"},
@@ -55,13 +64,15 @@ CONFIGS: dict[str, dict[str, Any]] = {
         },
     },
 }
+SOURCES = {"video_mim": {"clips.py": MOVING}}
 LEARNS_NOTHING = ("raw_pixels",)
-SEES_LABELS: tuple[str, ...] = ("supervised", "supervised_changed")
+SEES_LABELS: tuple[str, ...] = ("supervised", "supervised_changed", "supervised_mim")
 
 
 def tiny(name: str, **changes: Any) -> Config:
     return Config.read(
         merge(merge(TINY, CONFIGS[name]), {k.replace("__", "."): v for k, v in changes.items()})
+        | {"sources": SOURCES.get(name, {})}
     )
 
 
@@ -140,7 +151,7 @@ def test_a_plan_can_count_its_flops(name: str) -> None:
 def test_labels_are_looked_at_by_those_alone_that_say_so(name: str) -> None:
     """A self-supervised arm that peeked would win every ablation."""
     config = tiny(name, optim__accumulate=1)
-    run = Run(config, open_dataset(config.data), torch.device("cpu"))
+    run = Run(config, open_dataset(config.data, config.sources), torch.device("cpu"))
     ((batch,),) = (next(batches(run.dataset.train, config, run.objective, 0, 1)),)
     scheduled = {key: torch.tensor(value) for key, value in run.scheduled().items()}
     losses = []

@@ -37,6 +37,24 @@ def test_layers_are_merged_in_order(folder: "Folder") -> None:
     assert sweep.trials[0].config.section("loss").kind == "patch_discrimination"
 
 
+def test_a_files_own_config_lies_over_the_scale_and_under_the_arms(folder: "Folder") -> None:
+    """A question about other data than the scale's would be asked of these, its baselines of those."""
+    folder.write("scales/demo.yaml", DEMO + "optim: {batch_size: 3, accumulate: 3}\n")
+    own = "config: {optim: {batch_size: 5}, optim.accumulate: 5, data.name: digits, run.log_every: 7}\n"
+    text = own + "axes: {loss: [mse], optim.epochs: [4]}\nbaselines: [raw_pixels]\n"
+    arm, baseline = (trial.config for trial in folder.load(text, sets=["optim.accumulate=4"]).trials)
+    assert (arm.optim.epochs, arm.optim.batch_size, arm.optim.accumulate) == (4, 5, 4)
+    assert (arm.data.name, baseline.data.name, arm.run.log_every) == ("digits", "digits", 7)
+    assert folder.load("config: {}\n" + AXES).trials == folder.load(AXES).trials
+    for wrong, message in {
+        "{loss.kidn: mse}": "sweep.yaml:3: unknown key loss.kidn",
+        "{seed: 3}": "sweep.yaml:3: seed: expected in the sweep's seeds, found here",
+        "{encoder: {heads: 7}}": "sweep.yaml:3: encoder.heads: impossible combination: encoder.width 64",
+        "[1]": "sweep.yaml:3: config: expected a mapping",
+    }.items():
+        assert folder.error(f"config: {wrong}\n" + AXES).startswith(message), wrong
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
