@@ -86,7 +86,7 @@ class Collapse(Section):
     """Where the latents to be predicted come from, and so what keeps them from collapsing."""
 
 
-TOKENS = ("kmeans", "fsq")
+TOKENS = ("kmeans", "fsq", "ids")
 """The targets that are a patch's code: ids, of which a decoder predicts the logits."""
 
 
@@ -266,6 +266,11 @@ class Config(Section):
         return side
 
     @property
+    def has_ids(self) -> bool:
+        """Whether the target is of ids that were computed elsewhere."""
+        return hasattr(self, "collapse") and self.section("collapse").kind == "ids"
+
+    @property
     def step_images(self) -> int:
         """Images of an optimiser's step: the effective batch."""
         return self.optim.batch_size * self.optim.accumulate
@@ -305,6 +310,7 @@ class Config(Section):
     def used(self) -> dict[str, Any]:
         """The flat keys that the identity is made of."""
         found: dict[str, Any] = {}
+        lies = {"data.path", *(["collapse.path"] if self.has_ids else [])}
         for name, field in type(self).model_fields.items():
             value = getattr(self, name)
             if name in ("run", "sources"):
@@ -313,7 +319,7 @@ class Config(Section):
                 found |= {} if value == field.default else {name: value}
                 continue
             for key, part in type(value).model_fields.items():
-                if getattr(value, key) != part.default and f"{name}.{key}" != "data.path":
+                if getattr(value, key) != part.default and f"{name}.{key}" not in lies:
                     found[name if key == "kind" else f"{name}.{key}"] = getattr(value, key)
         if not self.optim.epochs:  # what steps are made with counts where steps are made
             found = {key: value for key, value in found.items() if not key.startswith("optim.")}
@@ -346,6 +352,8 @@ def fields(own: Mapping[str, Iterable[str]], sources: Mapping[str, str]) -> dict
         for ref in [*variants.choices(section), *own.get(section, ())]:
             prefix = ref.rpartition(":")[2] if section == "objective" else section
             for key, setting in variants.describe(section, ref, sources).settings.items():
+                if (ref, key) == ("ids", "version"):  # filled in, as data.version is
+                    continue
                 name = f"{prefix}.{key}"
                 found[name] = (*found.get(name, ()), setting.type)
     return found
@@ -583,6 +591,8 @@ def _token_rules(config: Config) -> Iterable[Rule]:
     )
     if target not in TOKENS:
         return
+    if target == "ids":
+        yield from _id_rules(config)
     yield (
         "loss",
         loss == "cross_entropy" or variants.own(loss),
@@ -595,6 +605,15 @@ def _token_rules(config: Config) -> Iterable[Rule]:
         f"{similarity:g} constrains the predicted latents, and with collapse {target} logits of codes are "
         "predicted: set it to 0",
     )
+
+
+def _id_rules(config: Config) -> Iterable[Rule]:
+    """Ids computed elsewhere are of whole images, patch by patch."""
+    data, gap = config.data, config.section("mask").gap if hasattr(config, "mask") else 0
+    said = "collapse ids is of whole images, patch by patch: set it to"
+    yield "data.crop_scale", data.crop_scale == 1, f"{data.crop_scale:g} crops training views, and {said} 1"
+    yield "data.flip", not data.flip, f"true mirrors training views, and {said} false"
+    yield "mask.gap", not gap, f"{gap} shifts patches in their cells, and {said} 0"
 
 
 class CombinationError(ValueError):

@@ -49,6 +49,8 @@ class View:
 
     visible: Int[Tensor, "b v"]
     masked: Int[Tensor, "b m"]
+    index: Int[Tensor, " b"] | None = None
+    """Which of the training images they are of, for targets that were computed elsewhere."""
 
 
 def take(tokens: Float[Tensor, "b n d"], indices: Int[Tensor, "b k"]) -> Float[Tensor, "b k d"]:

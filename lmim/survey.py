@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from lmim import objectives
+from lmim.axes.collapse import read_ids
 from lmim.config import Config
 from lmim.data import open_dataset
 from lmim.errors import UserError, cause
@@ -38,6 +39,12 @@ def data(config: Config) -> dict[str, Any]:
         "skipped": len(found.skipped),
         "skipped_names": [*found.skipped[:3]],
     }
+
+
+def ids(config: Config) -> dict[str, Any]:
+    """What the ids of tokens are that the config's target names; see `plan.facts.Ids`."""
+    table, version, about = read_ids(config.section("collapse").path)
+    return {"version": version, "images": table.shape[0], "patches": table.shape[1], **about}
 
 
 def flops(config: Config, channels: int, classes: int) -> dict[str, Any]:
@@ -64,7 +71,8 @@ def _step(objective: objectives.Objective, setup: Setup) -> float:
     draw = objective.draw(torch.ones(IMAGES), torch.Generator().manual_seed(0))
     views = draw.boxes.shape[1]
     shape = IMAGES, views, setup.channels, objective.crop_side, objective.crop_side
-    own = {name: _on_meta(tensor) for name, tensor in draw.own.items()}
+    drawn = {"index": torch.zeros(IMAGES, dtype=torch.int64), **draw.own}
+    own = {name: _on_meta(tensor) for name, tensor in drawn.items()}
     scheduled = {name: torch.tensor(value, device="meta") for name, value in objective.scheduled(0.5).items()}
     labels = torch.empty(IMAGES, dtype=torch.int64, device="meta")
     with FlopCounterMode(display=False) as counter, torch.device("meta"):
@@ -89,6 +97,8 @@ def main() -> int:
             config = Config.read(question["config"])
             if question["about"] == "data":
                 answers.append(data(config))
+            elif question["about"] == "ids":
+                answers.append(ids(config))
             else:
                 answers.append(flops(config, question["channels"], question["classes"]))
         except Exception as error:  # noqa: BLE001  the one who asked tells the user

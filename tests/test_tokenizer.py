@@ -7,15 +7,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
 
 from lmim import survey, tokenizer
-from lmim.axes.collapse import KMeans, Tokens
+from lmim.axes.collapse import KMeans, Tokens, read_ids
+from lmim.axes.mask import patchify
 from lmim.config import TOKENS, Config, merge
 from lmim.data import open_dataset
+from lmim.data.augment import crop, normalise
 from lmim.errors import UserError
 from lmim.loading import load_trial
 from lmim.plan import tokenizers
@@ -25,6 +29,7 @@ from lmim.train.batches import batches
 from lmim.train.loop import Run, train
 from lmim.trial.evaluation import read_evaluations
 from lmim.trial.folder import TrialFolder
+from tests.plan.conftest import Folder
 from tests.sweep.running import arguments, folders, reported, run
 
 TINY: dict[str, Any] = {
@@ -56,6 +61,13 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("LMIM_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(tokenizer, "STEPS", 30)
     return tmp_path / "cache"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Folder:
+    """A folder of sweep files."""
+    (tmp_path / "files").mkdir()
+    return Folder(tmp_path / "files")
 
 
 def weights(folder: TrialFolder) -> dict[str, Tensor]:
@@ -351,4 +363,116 @@ def test_what_tokens_do_not_go_with_is_said_when_planned(change: dict[str, Any],
 def test_every_token_target_is_held_to_this() -> None:
     """One that is not in `SMALL` would be held to nothing."""
     assert {*SMALL} == {*tokenizers.FITTED}
-    assert {*SMALL} <= {*TOKENS}
+    assert {*SMALL} | {"ids"} == {*TOKENS}
+
+
+# ---------------------------------------------------------------------------- ids computed elsewhere
+
+
+def write_ids(folder: Path, table: NDArray[Any], patch_size: int = 2, codes: int = 8) -> Path:
+    folder.mkdir(exist_ok=True)
+    np.save(folder / "train.npy", table)
+    (folder / "tokens.json").write_text(json.dumps({"patch_size": patch_size, "codes": codes}))
+    return folder
+
+
+def elsewhere(folder: Path, **changes: Any) -> Config:
+    target = {"kind": "ids", "path": str(folder), "codes": 8}
+    more = {key.replace("__", "."): value for key, value in changes.items()}
+    return Config.read(merge(merge(TINY, {"collapse": target, "data.crop_scale": 1.0}), more))
+
+
+def own_ids(images: int = 240) -> NDArray[Any]:
+    return np.random.default_rng(0).integers(0, 8, (images, 16), dtype=np.uint8)
+
+
+def test_each_image_gets_its_own_ids(tmp_path: Path) -> None:
+    """Ids of another image, or of another patch, are noise that no figure tells from a hard task."""
+    config = Config.read({**elsewhere(tmp_path).model_dump(), "collapse": {"kind": "kmeans", "codes": 8}})
+    ensure([config])
+    dataset = open_dataset(config.data)
+    target = tokenizer.target_of(config, dataset)
+    target.prepare(config, dataset, resumed=False)
+    images, boxes = dataset.train.read(torch.arange(240), 8)
+    mean, std = torch.tensor(dataset.mean), torch.tensor(dataset.std)
+    table = target.ids(patchify(normalise(crop(images, boxes, 8), mean, std), 2))
+    theirs = elsewhere(write_ids(tmp_path / "ids", table.numpy()))
+    found = []
+    for one in (config, theirs):  # the same ids, by the tokenizer and from the folder
+        run = Run(one, dataset, torch.device("cpu"))
+        for step in batches(dataset.train, one, run.objective, 0, 4):
+            run.step(step)
+        found.append(run.training_metrics())
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
+
+
+def test_ids_are_part_of_the_trial_and_where_they_lie_is_not(tmp_path: Path, folder: Folder) -> None:
+    """Two tokenizers compared under one identity would be one arm; a moved folder would train all again."""
+    places = [write_ids(tmp_path / name, own_ids() + add) for name, add in (("a", 0), ("b", 0), ("c", 1))]
+    (places[2] / "tokens.json").write_text('{"patch_size": 2, "codes": 9}')
+    ids = [
+        folder.load(IDS.format(path=path, codes=codes)).trials[0].id
+        for path, codes in zip(places, (8, 8, 9), strict=True)
+    ]
+    assert ids[0] == ids[1] != ids[2]
+    config = folder.load(IDS.format(path=places[0], codes=8)).trials[0].config
+    assert len(config.section("collapse").version) == 12
+    assert Config.read_json(config.model_dump_json()) == config
+
+
+IDS = """
+config:
+  data: {{name: digits, image_size: 8, train_images: 240, crop_scale: 1.0}}
+  encoder: {{patch_size: 2, width: 16, heads: 2}}
+  mask: {{similarity: 0.0}}
+  collapse: {{kind: ids, path: {path}, codes: {codes}}}
+axes: {{loss: [cross_entropy]}}
+"""
+
+
+def test_ids_that_do_not_fit_are_refused_when_planned(tmp_path: Path, folder: Folder) -> None:
+    """Ids of other patches would be learned, and the arm reported as what it is not."""
+    path = write_ids(tmp_path / "ids", own_ids())
+    text = IDS.format(path=path, codes=8)
+    said = "sweep.yaml:8: collapse.path: "
+    assert folder.error(IDS.format(path="/nowhere", codes=8)).startswith(f"{said}expected a folder with ids")
+    for change, wrong in (
+        (("patch_size: 2", "patch_size: 4"), "ids of patches of 2 px, and encoder.patch_size is 4"),
+        (("train_images: 240", "train_images: 200"), "ids of 240 images, and digits has 200 to train on"),
+        (("codes: 8", "codes: 9"), "collapse.codes is 9, and the ids of collapse.path are of 8 codes"),
+        (("crop_scale: 1.0", "crop_scale: 0.5"), "0.5 crops training views"),
+        (("crop_scale: 1.0", "crop_scale: 1.0, flip: true"), "true mirrors training views"),
+        (("similarity: 0.0", "similarity: 0.0, gap: 1"), "1 shifts patches in their cells"),
+    ):
+        told = folder.error(text.replace(*change))
+        assert wrong in told
+        assert told.startswith("sweep.yaml:")
+    for spoil, wrong in (
+        (lambda: np.save(path / "train.npy", own_ids() + 1), "expected ids from 0 to 7"),
+        (lambda: np.save(path / "train.npy", own_ids() / 2), "expected whole numbers"),
+        (lambda: (path / "tokens.json").write_text('{"patch_size": 2}'), "cannot be read: KeyError: 'codes'"),
+        (lambda: (path / "train.npy").unlink(), "train.npy, found none"),
+    ):
+        spoil()
+        assert wrong in folder.error(text)
+
+
+def test_a_trial_of_ids_goes_on_after_a_kill(tmp_path: Path) -> None:
+    """The ids are in no checkpoint: whoever goes on must read them again, and they must be the same."""
+    config = elsewhere(write_ids(tmp_path / "ids", own_ids()))
+    version = read_ids(str(tmp_path / "ids"))[1]
+    collapse = config.section("collapse").model_copy(update={"version": version})
+    config = config.model_copy(update={"collapse": collapse})
+    whole, killed = (TrialFolder(tmp_path / name, config.identity) for name in ("whole", "killed"))
+    assert train(config, whole).status == "done"
+    killed.create(config)
+    words = [sys.executable, "-c", KILLED, str(killed.root), killed.id]
+    assert subprocess.run(words, timeout=120, check=False).returncode == -signal.SIGKILL
+    assert train(config, killed).status == "done"
+    first, second = weights(whole), weights(killed)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(tensor, second[key]) for key, tensor in first.items())
+    assert survey.flops(config, channels=1, classes=10)["step"] > 0
+    np.save(tmp_path / "ids" / "train.npy", own_ids()[::-1])
+    with pytest.raises(UserError, match="run the sweep again"):
+        train(config, TrialFolder(tmp_path / "later", config.identity))

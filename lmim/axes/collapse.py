@@ -12,20 +12,25 @@ patches the target encoder is shown.
 """
 
 import copy
+import hashlib
+import json
 import math
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
+from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lmim.config import Config, levels_of
 from lmim.data import Dataset
 from lmim.encoder import Encoder, View, take
-from lmim.errors import UserError
+from lmim.errors import UserError, cause
 from lmim.plan import tokenizers
 from lmim.quantise import PatchAutoencoder
 from lmim.schedules import cosine_decay
@@ -382,6 +387,85 @@ class Fsq(Tokens):
         return self.autoencoder.decode(self.autoencoder.fsq.codes(ids))
 
 
+class Ids(Tokens):
+    """Ids computed elsewhere, of the training images in their order, read from a folder.
+
+    The folder `path` holds train.npy, whole numbers [images, patches] in row-major order, and tokens.json
+    with patch_size and codes. There are `codes` codes. What the ids are, `version`, is filled in at planning.
+    The images are those of `open_dataset(config.data).train`, seen whole: data.crop_scale 1, data.flip false.
+    """
+
+    table: Tensor
+
+    def __init__(
+        self, online: Encoder, *, path: str = "", codes: PositiveInt = 128, version: str = ""
+    ) -> None:
+        super().__init__()
+        self.path, self.codes, self.version = path, codes, version
+        # as the images: read where they lie, and in no checkpoint
+        self.register_buffer("table", torch.zeros(0, 0, dtype=torch.int32), persistent=False)
+
+    @staticmethod
+    def width(online: Encoder, *, codes: int = 128, **settings: Any) -> int:
+        """A logit a code."""
+        return codes
+
+    def prepare(self, config: Config, dataset: Dataset, resumed: bool) -> None:
+        """Read the ids, if they are those that were planned with.
+
+        Raises:
+            UserError: they are others, or not there.
+        """
+        table, version, _ = read_ids(self.path)
+        if self.version not in ("", version):
+            raise UserError(
+                f"collapse.path: the ids in {self.path} were {self.version} when the trial was planned and "
+                f"are {version} now: run the sweep again"
+            )
+        if table.shape != (expected := (len(dataset.train), config.grid**2)):
+            raise UserError(
+                f"collapse.path: {self.path} has ids {table.shape}, the training images {expected}"
+            )
+        self.table = torch.from_numpy(table).to(self.table.device)
+
+    def encode(self, online: Encoder, patches: Float[Tensor, "b n p"], view: View) -> Int[Tensor, "b m"]:
+        if view.index is None:
+            raise UserError("collapse: ids needs an objective that says which images its views are of")
+        return self.table[view.index].gather(1, view.masked).long()
+
+
+def read_ids(path: str) -> tuple[NDArray[np.int32], str, dict[str, int]]:
+    """The ids in a folder, a digest of what they are, and what is said of them: patch_size and codes.
+
+    Raises:
+        UserError: the folder is not as `Ids` describes it.
+    """
+    root = Path(path).expanduser()
+    if not path or not root.is_dir():
+        raise UserError(f"collapse.path: expected a folder with ids of tokens, found {path or 'nothing'}")
+    for file in (root / "train.npy", root / "tokens.json"):
+        if not file.is_file():
+            raise UserError(f"collapse.path: expected the file {file}, found none")
+    try:
+        about = {key: int(json.loads(file.read_text())[key]) for key in ("patch_size", "codes")}
+        found = np.load(root / "train.npy")
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"collapse.path: {root} cannot be read: {cause(error)}") from None
+    if found.ndim != 2 or not found.size or found.dtype.kind not in "iu":
+        raise UserError(
+            f"collapse.path: {root / 'train.npy'}: expected whole numbers [images, patches], found "
+            f"{found.dtype} {[*found.shape]}"
+        )
+    if found.min() < 0 or found.max() >= about["codes"]:
+        raise UserError(
+            f"collapse.path: {root / 'train.npy'}: expected ids from 0 to {about['codes'] - 1}, the codes of "
+            f"tokens.json, found {found.min()} to {found.max()}"
+        )
+    table = np.ascontiguousarray(found, dtype=np.int32)
+    said = json.dumps([about, table.shape]).encode()
+    return table, hashlib.sha256(said + hashlib.sha256(table.data).digest()).hexdigest()[:12], about
+
+
 TARGETS: dict[str, type[Target]] = {
     "joint": Joint,
     "stop_gradient": StopGradient,
@@ -392,4 +476,5 @@ TARGETS: dict[str, type[Target]] = {
     "sigreg": SIGReg,
     "kmeans": KMeans,
     "fsq": Fsq,
+    "ids": Ids,
 }

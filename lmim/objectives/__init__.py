@@ -104,7 +104,8 @@ class Objective(nn.Module):
     ) -> dict[str, Float[Tensor, ""]]:
         """Named figures of a micro-batch: `loss`, which is minimised, and whatever else tells something.
 
-        Views are normalised; `own` is the draw's; `scheduled` holds the values of this step.
+        Views are normalised; `own` is the draw's, and the `index` of each image among those that are trained
+        on; `scheduled` holds the values of this step.
         """
         raise NotImplementedError
 

@@ -82,7 +82,8 @@ class LatentMIM(Objective):
     ) -> dict[str, Float[Tensor, ""]]:
         """`loss`, the `term` of it that compares prediction and target, and its `regulariser` if any."""
         patches = patchify(views[:, 0], self.patch_size, own["offsets"], self.mask.gap)
-        output = self.output(patches, View(own["visible"], own["masked"]), scheduled["similarity_aim"])
+        view = View(own["visible"], own["masked"], own.get("index"))
+        output = self.output(patches, view, scheduled["similarity_aim"])
         added = {} if output.regulariser is None else {"regulariser": output.regulariser}
         return {"loss": output.loss, "term": output.term, **added}
 

@@ -46,6 +46,19 @@ class Data:
     """Frames of every clip; 1 of images."""
 
 
+@dataclass(frozen=True)
+class Ids:
+    """A folder of ids of tokens as a plan sees it; see `axes/collapse.py`."""
+
+    version: str = ""
+    images: int = 0
+    patches: int = 0
+    codes: int = 0
+    patch_size: int = 0
+    error: str = ""
+    """Why they cannot be read."""
+
+
 class Flops(NamedTuple):
     """What one image costs."""
 
@@ -85,6 +98,14 @@ def _data(given: str, sources: str) -> Data:
     return Data(**answer)
 
 
+def ids_of(config: Config) -> Ids:
+    """What the ids that the config names are; with an `error` where they cannot be read."""
+    path = config.section("collapse").path
+    parts = [_stamp(Path(path).expanduser()), code_digest("axes")]
+    answer = _ask([(_key("ids", parts), {"about": "ids", "config": _bare(config)})])[0]
+    return Ids(**{key: value for key, value in answer.items() if key != "user"})
+
+
 def flops_of(configs: Sequence[Config]) -> list[Flops]:
     """FLOPs of each config, asked for all at once.
 
@@ -122,9 +143,8 @@ def _ask(questions: Sequence[tuple[str, Mapping[str, Any]]]) -> list[dict[str, A
             _known[key] = json.loads(file.read_text(encoding="utf-8"))
     new = {key: question for key, question in questions if key not in _known}
     if new:
-        what = {"data": "at data", "flops": "at models, to count their FLOPs,"}[
-            next(iter(new.values()))["about"]
-        ]
+        asked = {"data": "at data", "flops": "at models, to count their FLOPs,", "ids": "at ids of tokens"}
+        what = asked[next(iter(new.values()))["about"]]
         print(f"looking {what} for the first time ...", file=sys.stderr)
         for key, answer in zip(new, _survey([*new.values()]), strict=True):
             _known[key] = answer

@@ -90,7 +90,7 @@ def config_keys() -> list[Key]:
             found[name] = Key(name, about.description or "", _schema(about), about.default, readers)
         if section in KINDS or section == "data":
             _settings(section, section, found)
-    del found["data.version"]
+    del found["data.version"], found["collapse.version"]
     _settings("objective", "", found)
     for section in ("objective", "data.name", *KINDS):
         place = section.partition(".")[0]

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from lmim import config, variants
 from lmim.config import ALWAYS, KINDS, CombinationError, Config, Data, merge
 from lmim.errors import fail, nearest, show
-from lmim.plan import facts
+from lmim.plan import facts, tokenizers
 from lmim.plan.located_yaml import Node, scalar
 
 
@@ -178,7 +178,17 @@ class Schema:
             has = "one class" if data.classes else "no labels"
             wrong = f"{found.data.name} has {has}, {found.objective} needs two or more"
             _blame(CombinationError("data.name", wrong), settings, where)
-        return found.model_copy(update={"data": found.data.model_copy(update={"version": data.version})})
+        found = found.model_copy(update={"data": found.data.model_copy(update={"version": data.version})})
+        if not found.has_ids:
+            return found
+        ids = facts.ids_of(found)
+        if ids.error:
+            blamed = settings.get("collapse.path", settings["collapse"])
+            fail(f"{blamed.where}: collapse.path", ids.error.removeprefix("collapse.path: "))
+        for key, wrong in tokenizers.misfits(found, ids, data):
+            _blame(CombinationError(key, wrong), settings, where)
+        collapse = found.section("collapse").model_copy(update={"version": ids.version})
+        return found.model_copy(update={"collapse": collapse})
 
 
 @functools.cache

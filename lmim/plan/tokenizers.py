@@ -7,12 +7,13 @@ makes of them a replay tells, as it does of everything. Pure: imports no torch.
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from lmim.config import Config
 from lmim.files import cache_root
+from lmim.plan.facts import Data, Ids
 from lmim.trial.code import code_digest
 
 FITTED = ("kmeans", "fsq")
@@ -53,3 +54,24 @@ def tell(config: Config) -> str:
     settings = [f"{key}={value}" for key, value in config.section("collapse").settings().items()]
     size = f"{config.data.image_size} px in patches of {made['patch_size']} px"
     return " ".join(["tokenizer", made["kind"], *settings, "of", f"{config.data.name},", size])
+
+
+def misfits(config: Config, ids: Ids, data: Data) -> Iterator[tuple[str, str]]:
+    """What of ids computed elsewhere does not fit a config, each with the key to blame."""
+    collapse, size = config.section("collapse"), config.section("encoder").patch_size
+    if ids.patch_size != size:
+        yield "collapse.path", f"has ids of patches of {ids.patch_size} px, and encoder.patch_size is {size}"
+    if ids.patches != config.grid**2:
+        yield (
+            "collapse.path",
+            f"has ids of {ids.patches} patches of each image, and data.image_size over encoder.patch_size, "
+            f"squared, is {config.grid**2}",
+        )
+    if ids.codes != collapse.codes:
+        yield "collapse.codes", f"is {collapse.codes}, and the ids of collapse.path are of {ids.codes} codes"
+    if not data.error and ids.images != data.train:
+        yield (
+            "collapse.path",
+            f"has ids of {ids.images:,} images, and {config.data.name} has {data.train:,} to train on "
+            "(after data.train_images)",
+        )

@@ -74,7 +74,8 @@ def batches(
                 own = slice(start, start + images_at_once)
                 mine = draw.each(itemgetter(own))
                 images, boxes = _views(train, indices[own], objective.crop_side, mine)
-                found = MicroBatch(images, labels[indices[own]], replace(mine, boxes=boxes))
+                drawn = replace(mine, boxes=boxes, own={"index": indices[own], **mine.own})
+                found = MicroBatch(images, labels[indices[own]], drawn)
                 found = _augmented(found, objective) if objective.augments else found
                 yield found.each(Tensor.pin_memory) if pin else found
 

@@ -50,7 +50,8 @@ def assert_same(first: Sequence[MicroBatch], second: Sequence[MicroBatch]) -> No
         assert torch.equal(one.images, other.images)
         assert torch.equal(one.labels, other.labels)
         expected, found = tensors(one.draw), tensors(other.draw)
-        assert expected.keys() == found.keys() == {"boxes", "mirrored", "offsets", "visible", "masked"}
+        assert expected.keys() == found.keys()
+        assert expected.keys() == {"boxes", "mirrored", "offsets", "visible", "masked", "index"}
         for name, tensor in expected.items():
             assert torch.equal(tensor, found[name]), name
 
