@@ -86,8 +86,18 @@ class Collapse(Section):
     """Where the latents to be predicted come from, and so what keeps them from collapsing."""
 
 
-TOKENS = ("kmeans",)
+TOKENS = ("kmeans", "fsq")
 """The targets that are a patch's code: ids, of which a decoder predicts the logits."""
+
+
+def levels_of(text: str) -> tuple[int, ...]:
+    """The levels of each part of a code of finite scalar quantisation; none where the text says none.
+
+    >>> levels_of("8x6x5"), levels_of("8 x 1")
+    ((8, 6, 5), ())
+    """
+    found = tuple(map(int, text.split("x"))) if re.fullmatch(r"\d{1,4}(x\d{1,4})*", text) else ()
+    return found if all(level > 1 for level in found) else ()
 
 
 class Loss(Section):
@@ -456,6 +466,14 @@ def _rules(config: Config) -> Iterable[Rule]:
         )
     if hasattr(config, "loss"):
         yield from _token_rules(config)
+    quantised = {"fsq": config.objective, "collapse": getattr(getattr(config, "collapse", None), "kind", "")}
+    for name in (name for name, kind in quantised.items() if kind == "fsq"):
+        levels = config.section(name).levels
+        yield (
+            f"{name}.levels",
+            bool(levels_of(levels)),
+            f"expected the levels of each part of a code, two or more each, such as 8x6x5, found {levels}",
+        )
     for name in ("encoder", "decoder"):
         part = getattr(config, name, None)
         width, heads = getattr(part, "width", 0), getattr(part, "heads", 1)

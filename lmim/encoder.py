@@ -122,10 +122,11 @@ class Encoder(nn.Module):
         patches: Float[Tensor, "b n p"],
         indices: Int[Tensor, "b k"] | None = None,
         placed: int | None = None,
+        layer: int = 0,
     ) -> Float[Tensor, "b t d"]:
-        """The last block's tokens; the arguments are those of `embedded`."""
+        """A block's tokens, the last one's for 0; the other arguments are those of `embedded`."""
         x = self.embedded(patches, indices, placed)
-        for block in self.blocks:
+        for block in self.blocks[: layer or None]:
             x = block(x)
         return x
 
@@ -136,10 +137,9 @@ class Encoder(nn.Module):
         latents: Tensor = self.projector(self.norm(self.tokens(patches, indices)))
         return latents
 
-    def patch_features(self, patches: Float[Tensor, "b n p"]) -> Float[Tensor, "b n d"]:
-        """What evaluation sees: the last block's patch tokens, without final norm and projector."""
-        features: Tensor = self.tokens(patches)[:, 1:]
-        return features
+    def patch_features(self, patches: Float[Tensor, "b n p"], layer: int = 0) -> Float[Tensor, "b n d"]:
+        """What evaluation sees: a block's patch tokens, the last one's for 0, without norm and projector."""
+        return self.tokens(patches, layer=layer)[:, 1:]
 
 
 def initialise(module: nn.Module, mask_std: float = 0.0) -> None:

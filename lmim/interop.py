@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from safetensors.torch import load_file
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from lmim.config import Config, merge
@@ -19,6 +20,7 @@ from lmim.errors import UserError
 from lmim.objectives import Objective, Setup, build
 from lmim.objectives.latent_mim import LatentMIM
 from lmim.objectives.pixel_mim import PixelMIM
+from lmim.objectives.supervised import Supervised
 
 # The authors' key -> ours.
 KEYS = {
@@ -225,6 +227,50 @@ def our_mae_name(name: str) -> str:
 def flat_embedding(weight: Float[Tensor, "d c p p"]) -> Float[Tensor, "d v"]:
     """A convolution over patches as a matrix over what `patchify` gives: row, column, channel."""
     return weight.permute(0, 2, 3, 1).flatten(1)
+
+
+def to_timm(objective: Objective) -> VisionTransformer:
+    """The classifier of `supervised` or `supervised_mim` as timm's own model, in evaluation mode.
+
+    It has the weights of the encoder and the classifier alone, gives the same logits of normalised images,
+    and is saved, served and fine-tuned as any of timm's.
+
+    Raises:
+        UserError: the objective has no classifier.
+    """
+    if not isinstance(objective, Supervised):
+        raise UserError(
+            f"{type(objective).__name__}: has no classifier; supervised and supervised_mim have one"
+        )
+    shape, weights = objective.shape, objective.state_dict()
+    channels = weights["encoder.embed.weight"].shape[1] // shape.patch_size**2
+    pooled = objective.pool == "mean"
+    model = VisionTransformer(
+        img_size=objective.grid * shape.patch_size,
+        patch_size=shape.patch_size,
+        in_chans=channels,
+        num_classes=objective.head.out_features,
+        embed_dim=shape.width,
+        depth=shape.depth,
+        num_heads=shape.heads,
+        mlp_ratio=shape.mlp_ratio,
+        global_pool="avg" if pooled else "token",
+        fc_norm=pooled,
+    )
+    table = objective.encoder.positions
+    square = (shape.width, shape.patch_size, shape.patch_size, channels)
+    found = {
+        "cls_token": weights["encoder.cls_token"],
+        "pos_embed": torch.cat([torch.zeros_like(table[:1]), table])[None],  # the class token has no place
+        "patch_embed.proj.weight": weights["encoder.embed.weight"].view(square).permute(0, 3, 1, 2),
+        "patch_embed.proj.bias": weights["encoder.embed.bias"],
+    }
+    norm = "fc_norm." if pooled else "norm."
+    renamed = {"encoder.blocks.": "blocks.", "norm.": norm, "head.": "head."}
+    for ours, theirs in renamed.items():
+        found |= {theirs + n.removeprefix(ours): w for n, w in weights.items() if n.startswith(ours)}
+    model.load_state_dict(found)
+    return model.eval()
 
 
 def load_renamed(objective: Objective, weights: Mapping[str, Tensor], rename: Callable[[str], str]) -> None:

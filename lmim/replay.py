@@ -60,10 +60,10 @@ def differences(folder: TrialFolder) -> Iterator[Difference]:
     )
     if config.identity != folder.id:
         yield f"its settings are those of trial {config.identity} today: a neutral value is another one"
+    ensure([config])  # by today's code, as all else
     device = choose_device(config)
     torch.set_num_threads(config.run.threads)
     run = Run(config, open_planned(config), device)
-    ensure([config])  # by today's code, as all else
     same = device.type == "cpu" and state.device == device_name(device) and config.run.processes == 1
     rows, _ = folder.rows()
     yield from _scheduled(run, rows)

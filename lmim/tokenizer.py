@@ -9,6 +9,7 @@ cache (`$LMIM_CACHE/tokenizers/`) under what it was made from; the trials copy i
 
 import json
 import math
+import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -31,10 +32,15 @@ from lmim.data.splits import Subset
 from lmim.errors import UserError, count
 from lmim.objectives import Setup
 from lmim.plan import ablation, tokenizers
+from lmim.train import checkpoint
+from lmim.train.loop import train
+from lmim.trial.folder import TrialFolder
 
 IMAGES, PATCHES = 10_000, 100_000
 """What a tokenizer is fitted on, and judged on: at most so many images, and of them so many patches."""
 BATCH = 256
+STEPS = 1000
+"""Of the training of a tokenizer that is trained, at least."""
 
 
 def ensure(configs: Iterable[Config]) -> list[Path]:
@@ -128,7 +134,43 @@ def _kmeans(config: Config, dataset: Dataset) -> dict[str, Tensor]:
     return {"centroids": torch.from_numpy(found.cluster_centers_).float().contiguous()}
 
 
-FITS = {"kmeans": _kmeans}
+def _fsq(config: Config, dataset: Dataset) -> dict[str, Tensor]:
+    """By the shared trainer, as a trial of the objective `fsq` that goes on where it was killed."""
+    images = min(len(dataset.train), IMAGES)
+    batch = min(128, images)
+    epochs = math.ceil(STEPS / (images // batch))
+    tree: dict[str, Any] = {
+        "objective": "fsq",
+        "fsq": {"levels": config.section("collapse").levels},
+        "encoder": {"patch_size": config.section("encoder").patch_size},
+        "data": config.data.model_dump() | {"train_images": images, "crop_scale": 1.0, "flip": False},
+        "optim": {"epochs": epochs, "batch_size": batch, "base_lr": 0.512 / batch, "weight_decay": 0.0},
+        "watch": {"images": 64, "every_epochs": epochs},
+        "run": {"device": "cpu"},
+        "sources": config.sources,
+    }
+    training = Config.read(tree | {"data": tree["data"] | {"version": dataset.version}})
+    place = tokenizers.folder(config, dataset.version)
+    folder = TrialFolder(place.with_name(f".{place.name}.training"), training.identity)
+    total = epochs * (images // batch)
+    lines, shown = noted("training the tokenizer fsq, step", range(total), total), 0
+
+    def report(step: int, metrics: dict[str, float]) -> None:
+        nonlocal shown
+        for _ in range(shown, step):
+            next(lines)
+        shown = step
+
+    state = train(training, folder, report=report)
+    next(lines, None)
+    if state.outcome == "diverged":
+        raise UserError(f"{folder.path}: the training of the tokenizer diverged: use other collapse.levels")
+    saved = checkpoint.load(folder.checkpoint)["objective"]
+    shutil.rmtree(folder.root)
+    return {key: tensor.contiguous() for key, tensor in saved.items()}
+
+
+FITS = {"kmeans": _kmeans, "fsq": _fsq}
 
 
 # ------------------------------------------------------------------------------------------ command

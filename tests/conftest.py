@@ -6,7 +6,8 @@ import tempfile
 from jaxtyping import install_import_hook
 
 install_import_hook(
-    ["lmim.axes", "lmim.encoder", "lmim.objectives", "lmim.evaluate", "lmim.data"], "beartype.beartype"
+    ["lmim.axes", "lmim.encoder", "lmim.quantise", "lmim.objectives", "lmim.evaluate", "lmim.data"],
+    "beartype.beartype",
 )
 os.environ.setdefault("LMIM_CACHE", tempfile.mkdtemp(prefix="lmim-cache-"))
 os.environ |= {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "1"}

@@ -26,7 +26,7 @@ LAYERS = (
     ("lmim.evaluate",),
     ("lmim.objectives",),
     ("lmim.axes", "lmim.data"),
-    ("lmim.encoder",),
+    ("lmim.encoder", "lmim.quantise"),
     ("lmim.plan",),
     ("lmim.trial",),
     ("lmim.command", "lmim.files", "lmim.metrics", "lmim.schedules"),

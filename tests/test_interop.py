@@ -6,16 +6,20 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import timm
 import torch
 from safetensors import safe_open
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from lmim.axes.mask import patchify
 from lmim.config import Config
 from lmim.encoder import View, take
 from lmim.errors import UserError
-from lmim.interop import flat_embedding, load_mae, load_official, our_mae_name, our_name
+from lmim.interop import flat_embedding, load_mae, load_official, our_mae_name, our_name, to_timm
+from lmim.objectives import Setup, build
 from lmim.objectives.latent_mim import LatentMIM, Output
+from lmim.objectives.supervised import Supervised
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
@@ -208,3 +212,41 @@ def test_maes_trainers_file_loads_and_what_does_not_fit_is_listed(mae: Golden, t
         load_mae({}, {"embed_dims": 3})
     with pytest.raises(UserError, match="not one of MAE's authors"):
         load_mae({}, {})
+
+
+# ------------------------------------------------------------------------------ a classifier out
+
+
+TINY_VIT: dict[str, Any] = {
+    "data": {"image_size": 224},
+    "encoder": {"patch_size": 16, "width": 192, "depth": 12, "heads": 3},
+}
+
+
+@pytest.mark.parametrize("objective", ["supervised", "supervised_mim"])
+@pytest.mark.parametrize("pool", ["mean", "cls"])
+def test_a_classifier_leaves_as_timms_own_model(objective: str, pool: str) -> None:
+    """What is served would be slower than a classifier, or another one than was judged."""
+    own = {"pool": pool, "drop_path": 0.1}
+    ours = build(Config.read(TINY_VIT | {"objective": objective, objective: own}), Setup(224, 3, 10)).eval()
+    assert isinstance(ours, Supervised)
+    exported, images = to_timm(ours), torch.randn(2, 3, 224, 224)
+    how: dict[str, Any] = {"global_pool": "avg", "fc_norm": True} if pool == "mean" else {}
+    theirs = timm.create_model("vit_tiny_patch16_224", num_classes=10, **how).eval()
+    assert {n: w.shape for n, w in exported.state_dict().items()} == {
+        n: w.shape for n, w in theirs.state_dict().items()
+    }
+    flops = []
+    for model in (exported, theirs, ours.logits):
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            logits = model(images)
+        flops.append(counter.get_total_flops())
+        if model is not theirs:
+            torch.testing.assert_close(logits, ours.logits(images), rtol=1e-5, atol=1e-5)
+    assert flops[0] == flops[1] == flops[2] > 0
+
+
+def test_what_has_no_classifier_does_not_leave() -> None:
+    """A model with a head that was never trained would be served."""
+    with pytest.raises(UserError, match="LatentMIM: has no classifier; supervised"):
+        to_timm(build(Config.read({}), Setup(20, 1, 10)))

@@ -38,7 +38,7 @@ TINY: dict[str, Any] = {
     "watch": {"images": 64},
     "run": {"device": "cpu", "log_every": 2, "checkpoint_seconds": 0.0},
 }
-SMALL: dict[str, dict[str, Any]] = {"kmeans": {"codes": 8}}
+SMALL: dict[str, dict[str, Any]] = {"kmeans": {"codes": 8}, "fsq": {"levels": "3x2"}}
 KNN = read_evaluations(["knn"])
 
 
@@ -54,6 +54,7 @@ def tiny(kind: str = "kmeans", **changes: Any) -> Config:
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache of the test's own."""
     monkeypatch.setenv("LMIM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(tokenizer, "STEPS", 30)
     return tmp_path / "cache"
 
 
@@ -122,10 +123,36 @@ def test_what_is_alike_shares_a_tokenizer_and_nothing_else_does(kind: str) -> No
         assert tokenizers.place(tiny(kind, **change), "v1") != one, change
 
 
-def test_another_setting_is_another_tokenizer() -> None:
+@pytest.mark.parametrize(
+    ("kind", "change"), [("kmeans", {"collapse__codes": 9}), ("fsq", {"collapse__levels": "2x3"})]
+)
+def test_another_setting_is_another_tokenizer(kind: str, change: dict[str, Any]) -> None:
     """Two arms of an ablation of the codes would be one."""
-    places = {tokenizers.place(tiny(collapse__codes=codes), "v1") for codes in (8, 9)}
-    assert len(places) == 2
+    assert tokenizers.place(tiny(kind), "v1") != tokenizers.place(tiny(kind, **change), "v1")
+
+
+def test_fsq_learns_its_patches_and_leaves_no_training_behind(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Codes of an autoencoder that has not learned are tokens of nothing."""
+    monkeypatch.setattr(tokenizer, "STEPS", 300)
+    [folder] = ensure([tiny("fsq", collapse__levels="5x5x5")])
+    found = json.loads((folder / tokenizers.ABOUT).read_text())["figures"]
+    assert found["error"] < 0.25
+    assert found["used"] > 25
+    assert not [path for path in folder.parent.iterdir() if path.is_dir() and path != folder]
+
+
+@pytest.mark.parametrize("levels", ["8", "8x1", "8 6 5", "x", ""])
+def test_levels_that_make_no_code_are_refused(levels: str) -> None:
+    """A traceback out of the model, for each trial, instead of a line that names the key."""
+    if levels == "8":
+        assert tiny("fsq", collapse__levels=levels).section("collapse").levels == "8"
+        return
+    with pytest.raises(ValueError, match=r"collapse\.levels: expected the levels of each part"):
+        tiny("fsq", collapse__levels=levels)
+    with pytest.raises(ValueError, match=r"fsq\.levels: expected the levels of each part"):
+        Config.read({"objective": "fsq", "fsq": {"levels": levels}})
 
 
 def test_another_code_is_another_tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:

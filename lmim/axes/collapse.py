@@ -12,6 +12,7 @@ patches the target encoder is shown.
 """
 
 import copy
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -21,11 +22,12 @@ from jaxtyping import Float, Int
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from lmim.config import Config
+from lmim.config import Config, levels_of
 from lmim.data import Dataset
 from lmim.encoder import Encoder, View, take
 from lmim.errors import UserError
 from lmim.plan import tokenizers
+from lmim.quantise import PatchAutoencoder
 from lmim.schedules import cosine_decay
 from lmim.variants import BelowOne, Fraction, NonNegative, PositiveInt
 
@@ -356,6 +358,30 @@ class KMeans(Tokens):
         return self.centroids[ids]
 
 
+class Fsq(Tokens):
+    """The code of a patch by finite scalar quantisation (arXiv 2309.15505); see `lmim/quantise.py`.
+
+    The code's parts have so many `levels` each, such as 8x6x5, which makes 240 codes.
+    """
+
+    def __init__(self, online: Encoder, *, levels: str = "8x6x5") -> None:
+        super().__init__()
+        self.codes = math.prod(levels_of(levels))
+        autoencoder = PatchAutoencoder(online.embed.in_features, levels_of(levels))
+        self.autoencoder = autoencoder.requires_grad_(False)
+
+    @staticmethod
+    def width(online: Encoder, *, levels: str = "8x6x5", **settings: Any) -> int:
+        """A logit a code."""
+        return math.prod(levels_of(levels))
+
+    def ids(self, patches: Float[Tensor, "*b p"]) -> Int[Tensor, "*b"]:
+        return self.autoencoder.fsq.ids(self.autoencoder.encode(patches))
+
+    def decode(self, ids: Int[Tensor, "*b"]) -> Float[Tensor, "*b p"]:
+        return self.autoencoder.decode(self.autoencoder.fsq.codes(ids))
+
+
 TARGETS: dict[str, type[Target]] = {
     "joint": Joint,
     "stop_gradient": StopGradient,
@@ -365,4 +391,5 @@ TARGETS: dict[str, type[Target]] = {
     "vicreg": VICReg,
     "sigreg": SIGReg,
     "kmeans": KMeans,
+    "fsq": Fsq,
 }

@@ -5,16 +5,19 @@ A protocol is given `Frozen` features, its settings by keyword, and gives the fi
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from lmim import variants
 from lmim.data import Dataset
 from lmim.errors import UserError, cause
 from lmim.evaluate.features import Encode, Frozen, freeze, sampled
-from lmim.trial.evaluation import Evaluation
+from lmim.trial.evaluation import EVERY, Evaluation
 
 __all__ = ["Encode", "Frozen", "Judged", "judge", "sampled"]
 
@@ -33,7 +36,7 @@ class Judged:
 
 
 def judge(
-    encode: Encode,
+    encode: Callable[..., Float[Tensor, "b d"]],
     dataset: Dataset,
     side: int,
     evaluations: Sequence[Evaluation],
@@ -43,11 +46,25 @@ def judge(
     """What each evaluation says of the features that `encode` gives of normalised images, one by one.
 
     Where a feature is not finite every figure is NaN. `encode` may raise to stop: nothing is left behind.
+    `encode(images, layer=k)` gives those after block k.
     What a protocol raises is that evaluation's result, and the others go on. `logits` are those of the
     objective's own classifier, if it has one: they are made where a protocol needs them.
     """
-    if not evaluations:
-        return
+    for layer in dict.fromkeys(one.layer for one in evaluations):
+        found = encode if not layer else partial(encode, layer=layer)
+        same = [one for one in evaluations if one.layer == layer]
+        yield from _judge(found, dataset, side, same, device, logits)
+
+
+def _judge(
+    encode: Encode,
+    dataset: Dataset,
+    side: int,
+    evaluations: Sequence[Evaluation],
+    device: torch.device | str,
+    logits: Encode | None,
+) -> Iterator[tuple[Evaluation, Judged]]:
+    """The evaluations of one layer, which share its features."""
     needed = logits if any("logits" in one.needs for one in evaluations) else None
     frozen = freeze(encode, dataset, [one.split for one in evaluations], side, device, needed)
     finite = {split: one.finite() for split, one in frozen.items()}
@@ -69,7 +86,8 @@ def judge(
 
 def _figures(evaluation: Evaluation, frozen: Frozen) -> dict[str, float]:
     protocol = variants.load("evaluate", evaluation.protocol, evaluation.sources)
-    found, metrics = protocol(frozen, **evaluation.settings), evaluation.metrics
+    settings = {key: value for key, value in evaluation.settings.items() if key not in EVERY}
+    found, metrics = protocol(frozen, **settings), evaluation.metrics
     if found.keys() != metrics.keys():
         raise UserError(
             f"{evaluation.protocol}: expected the figures of its METRICS, {', '.join(metrics)}; "

@@ -124,13 +124,14 @@ class Objective(nn.Module):
     def after_step(self, scheduled: Mapping[str, float]) -> None:
         """Follow the optimiser's step, `scheduled` being the values after it."""
 
-    def patch_features(self, images: Float[Tensor, "b c s s"]) -> Float[Tensor, "b n d"]:
-        """Frozen features of whole images, one for each patch."""
+    def patch_features(self, images: Float[Tensor, "b c s s"], layer: int = 0) -> Float[Tensor, "b n d"]:
+        """Frozen features of whole images, one for each patch, after this block (0: after the last)."""
         raise NotImplementedError
 
-    def features(self, images: Float[Tensor, "b c s s"]) -> Float[Tensor, "b d"]:
+    def features(self, images: Float[Tensor, "b c s s"], layer: int = 0) -> Float[Tensor, "b d"]:
         """The evaluation feature: the mean of the patches' unless the objective has a better one."""
-        return self.patch_features(images).mean(dim=1)
+        patches = self.patch_features(images, layer) if layer else self.patch_features(images)
+        return patches.mean(dim=1)
 
 
 def build(config: Config, setup: Setup) -> Objective:

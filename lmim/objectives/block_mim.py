@@ -109,6 +109,6 @@ class BlockMIM(Objective):
         each = {f"block{number}": loss for number, loss in enumerate(losses, 1)}
         return {"loss": torch.stack(losses).sum(), **each}
 
-    def patch_features(self, images: Float[Tensor, "b c s s"]) -> Float[Tensor, "b n d"]:
+    def patch_features(self, images: Float[Tensor, "b c s s"], layer: int = 0) -> Float[Tensor, "b n d"]:
         """The last block's patch tokens."""
-        return self.encoder.patch_features(patchify(images, self.patch_size))
+        return self.encoder.patch_features(patchify(images, self.patch_size), layer)

@@ -75,6 +75,6 @@ class PixelMIM(Objective):
             loss = self.compare(prediction.float(), take(patches, view.masked).float())
         return Output(latents, prediction, loss)
 
-    def patch_features(self, images: Float[Tensor, "b c s s"]) -> Float[Tensor, "b n d"]:
+    def patch_features(self, images: Float[Tensor, "b c s s"], layer: int = 0) -> Float[Tensor, "b n d"]:
         """The last block's patch tokens."""
-        return self.encoder.patch_features(patchify(images, self.patch_size))
+        return self.encoder.patch_features(patchify(images, self.patch_size), layer)

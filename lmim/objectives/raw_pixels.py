@@ -16,11 +16,11 @@ class RawPixels(Objective):
         super().__init__()
         self.patch_size = encoder.patch_size
 
-    def patch_features(self, images: Float[Tensor, "b c s s"]) -> Float[Tensor, "b n p"]:
-        """The pixels of each patch."""
+    def patch_features(self, images: Float[Tensor, "b c s s"], layer: int = 0) -> Float[Tensor, "b n p"]:
+        """The pixels of each patch, whatever the layer."""
         return patchify(images, self.patch_size)
 
-    def features(self, images: Float[Tensor, "b c s s"]) -> Float[Tensor, "b d"]:
+    def features(self, images: Float[Tensor, "b c s s"], layer: int = 0) -> Float[Tensor, "b d"]:
         """All pixels, one after the other; of large images those of a 32 x 32 thumbnail.
 
         A probe's memory grows with the square of the channels, and 224 x 224 x 3 of them do not fit.

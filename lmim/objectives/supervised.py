@@ -125,7 +125,7 @@ class Supervised(Objective):
         """Cross-entropy of the last block's tokens, the class token's first; of mixed images with both
         labels, in which it is linear.
         """
-        logits = self.classify(tokens).float()
+        logits = self.classifier(tokens).float()
         if "kept" not in own:
             return F.cross_entropy(logits, labels, label_smoothing=self.smoothing)
         theirs, ours = (
@@ -134,7 +134,7 @@ class Supervised(Objective):
         )
         return torch.lerp(theirs, ours, own["kept"]).mean()
 
-    def classify(self, tokens: Float[Tensor, "b t d"]) -> Float[Tensor, "b k"]:
+    def classifier(self, tokens: Float[Tensor, "b t d"]) -> Float[Tensor, "b k"]:
         """Logits of the last block's tokens, the class token's first."""
         logits: Tensor = self.head(self.norm(self.pooled(tokens)))
         return logits
@@ -145,15 +145,15 @@ class Supervised(Objective):
 
     def logits(self, images: Float[Tensor, "b c s s"]) -> Float[Tensor, "b k"]:
         """Of whole images."""
-        return self.classify(self.encoder.tokens(patchify(images, self.patch_size)))
+        return self.classifier(self.encoder.tokens(patchify(images, self.patch_size)))
 
-    def patch_features(self, images: Float[Tensor, "b c s s"]) -> Float[Tensor, "b n d"]:
+    def patch_features(self, images: Float[Tensor, "b c s s"], layer: int = 0) -> Float[Tensor, "b n d"]:
         """The last block's patch tokens."""
-        return self.encoder.patch_features(patchify(images, self.patch_size))
+        return self.encoder.patch_features(patchify(images, self.patch_size), layer)
 
-    def features(self, images: Float[Tensor, "b c s s"]) -> Float[Tensor, "b d"]:
+    def features(self, images: Float[Tensor, "b c s s"], layer: int = 0) -> Float[Tensor, "b d"]:
         """What the classifier reads, before its norm."""
-        return self.pooled(self.encoder.tokens(patchify(images, self.patch_size)))
+        return self.pooled(self.encoder.tokens(patchify(images, self.patch_size), layer=layer))
 
 
 # ------------------------------------------------------------------------------ mixing and erasing

@@ -191,13 +191,13 @@ class VideoMIM(Objective):
         assert isinstance(found, Branch)
         return found
 
-    def patch_features(self, images: Float[Tensor, "b c s s"]) -> Float[Tensor, "b n d"]:
+    def patch_features(self, images: Float[Tensor, "b c s s"], layer: int = 0) -> Float[Tensor, "b n d"]:
         """The last block's patch tokens of the image encoder, or of the video encoder's first tubes."""
         patches = patchify(images, self.patch_size)
         if "image" in self.branches:
-            return self.branch("image").encoder.patch_features(patches)
+            return self.branch("image").encoder.patch_features(patches, layer)
         first = torch.arange(self.grid**2, device=images.device).expand(len(images), -1)
-        return self.branch("video").encoder.tokens(patches.repeat(1, 1, self.tube), first)[:, 1:]
+        return self.branch("video").encoder.tokens(patches.repeat(1, 1, self.tube), first, layer=layer)[:, 1:]
 
 
 class Branch(nn.Module):

@@ -5,7 +5,7 @@ its `base` and a scale, and imports neither torch nor Ray. Whatever is wrong wit
 line that names the file, the line, the key, what was expected and the nearest right name.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -168,10 +168,7 @@ def expand(spec: Spec, results: Results | None = None) -> Sweep:
             fail(setting.where, f"{setting.key}: no arm of this sweep reads it")
     arms = {arm.name: arm.axes for arm in builder.arms}
     configs = {trial.arm: trial.config for trial in builder.trials}
-    for number, one in enumerate(spec.sheet.evaluations):
-        if not any(one.applies(config) for config in configs.values()):
-            where = spec.sheet.where("evaluate", number)
-            fail(f"{where}: evaluate", f"{one.protocol}: no arm of this sweep has {', '.join(one.needs)}")
+    _check_evaluations(spec, configs)
     claims = read_claims(spec, arms, configs)
     only = read_only(spec, arms)
     return Sweep(
@@ -191,6 +188,18 @@ def expand(spec: Spec, results: Results | None = None) -> Sweep:
         undecided=builder.undecided,
         choices=tuple(spec.design.tell(builder.ids, results or {})),
     )
+
+
+def _check_evaluations(spec: Spec, configs: Mapping[str, Config]) -> None:
+    """Whether some arm has what each protocol needs, and every arm the layer that it looks at."""
+    for number, one in enumerate(spec.sheet.evaluations):
+        where = f"{spec.sheet.where('evaluate', number)}: evaluate"
+        if not any(one.applies(config) for config in configs.values()):
+            fail(where, f"{one.protocol}: no arm of this sweep has {', '.join(one.needs)}")
+        for arm, config in configs.items():
+            if hasattr(config, "encoder") and one.layer > (depth := config.section("encoder").depth):
+                wanted = f"expected at most the encoder.depth of {arm}, {depth}, found {one.layer}"
+                fail(where, f"{one.protocol}.layer: {wanted}")
 
 
 def _baseline(spec: Spec, name: str) -> Cell:

@@ -55,7 +55,7 @@ class Flops(NamedTuple):
     """Channels of a feature."""
 
 
-MODEL = ("axes", "encoder.py", "objectives")
+MODEL = ("axes", "encoder.py", "objectives", "quantise.py")
 """The code that FLOPs hang on."""
 ABSENT = Data(None, 1_281_167, 10_000, 50_000, 3, 1000)
 """A dataset that is not on this machine is priced as if it were ImageNet-1k."""

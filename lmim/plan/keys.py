@@ -24,7 +24,7 @@ from lmim.plan import designs
 from lmim.plan.located_yaml import read_yaml
 from lmim.plan.settings import BASE, Schema
 from lmim.plan.sweep_file import BASELINES, PROJECT_ABLATIONS, SweepFile
-from lmim.trial.evaluation import read_evaluations
+from lmim.trial.evaluation import EVERY, read_evaluations
 
 Json = dict[str, Any]
 OWN = {"type": "string", "pattern": ":", "description": "your own: `file.py:name` or `package.module:name`"}
@@ -111,6 +111,9 @@ def protocol_keys() -> list[Key]:
     """The settings of the protocols, as `evaluate: [{knn: {k: 5}}]` takes them."""
     found: dict[str, Key] = {}
     _settings("evaluate", "", found)
+    for name, one in EVERY.items():
+        schema = TypeAdapter(one.type).json_schema()
+        found[name] = Key(name, one.meaning, schema, one.neutral, read_by=[*variants.choices("evaluate")])
     return list(found.values())
 
 

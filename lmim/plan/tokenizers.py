@@ -15,7 +15,7 @@ from lmim.config import Config
 from lmim.files import cache_root
 from lmim.trial.code import code_digest
 
-FITTED = ("kmeans",)
+FITTED = ("kmeans", "fsq")
 """The targets whose tokenizer is fitted before a trial begins."""
 WEIGHTS, ABOUT = "tokenizer.safetensors", "tokenizer.json"
 """The files of a tokenizer: the target's state, and what it was made from with its figures."""

@@ -528,10 +528,10 @@ class _Stopped(Exception):
 def _evaluate(run: Run, folder: TrialFolder, missing: Sequence[Evaluation], stop: Stop) -> None:
     """Judge the trial's encoder by the protocols that have not."""
 
-    def features(images: Float[Tensor, "b c s s"]) -> Float[Tensor, "b d"]:
+    def features(images: Float[Tensor, "b c s s"], **layer: int) -> Float[Tensor, "b d"]:
         if stop():
             raise _Stopped
-        return run.objective.features(images)
+        return run.objective.features(images, **layer)
 
     objective, data = run.objective.eval(), run.config.data
     logits = getattr(objective, "logits", None)

@@ -17,6 +17,7 @@ MAKES_RESULTS = (
     "encoder.py",
     "evaluate",
     "objectives",
+    "quantise.py",
     "schedules.py",
     "tokenizer.py",
     "train",

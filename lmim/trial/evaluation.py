@@ -28,6 +28,13 @@ DEFAULT = ("nn", "knn", "linear")
 GIVEN = ("logits",)
 """What a protocol may need: a method of objectives, whose output for the judged images it is given too."""
 
+EVERY = {
+    "layer": variants.Setting(
+        variants.Count, 0, "The block of the encoder after which features are taken; 0 is the last."
+    )
+}
+"""The settings of every protocol."""
+
 FOLDERS = {"test": "eval", "val": "val"}
 """What a metric's name begins with: by the split that is judged."""
 
@@ -64,9 +71,14 @@ class Evaluation:
         return self.protocol.rpartition(":")[2]
 
     @property
+    def layer(self) -> int:
+        """The block after which features are taken; 0 is the last."""
+        return int(self.settings.get("layer", 0))
+
+    @property
     def changed(self) -> dict[str, Any]:
         """The settings that are not at their neutral value."""
-        neutral = variants.describe("evaluate", self.protocol, self.sources).settings
+        neutral = settings_of(self.protocol, self.sources)
         return {key: value for key, value in self.settings.items() if value != neutral[key].neutral}
 
     @property
@@ -159,10 +171,15 @@ def read_evaluations(
     return tuple(found)
 
 
+def settings_of(protocol: str, sources: Mapping[str, str]) -> dict[str, variants.Setting]:
+    """The settings that an entry of `evaluate` may give: those of every protocol, then the protocol's own."""
+    return EVERY | dict(variants.describe("evaluate", protocol, sources).settings)
+
+
 def _read(protocol: str, given: Mapping[str, Any], sources: Mapping[str, str]) -> Evaluation:
     own = variants.own(protocol)
     try:
-        settings = variants.describe("evaluate", protocol, sources).settings
+        settings = settings_of(protocol, sources)
     except ValueError as error:
         near = nearest(protocol, variants.choices("evaluate"))
         raise ValueError(str(error) if own else f"{error}, found {show(protocol)}{near}") from None

@@ -196,3 +196,16 @@ def test_without_evaluations_nothing_is_encoded() -> None:
     train = images(40, 0)
     assert judged_by(flat, dataset(train, images(20, 1)), 4, []) == []
     assert not train.seen
+
+
+def test_a_layer_is_judged_by_its_own_features() -> None:
+    """The depth at which an encoder is best would be read off the features of another."""
+
+    def layers(x: Float[Tensor, "b c s s"], layer: int = 0) -> Float[Tensor, "b d"]:
+        return flat(x)[:, : layer or None]
+
+    train, test = images(60, 0), images(40, 1)
+    evaluations = read_evaluations(["nn", {"nn": {"layer": 1}}])
+    whole, one = judged_by(layers, dataset(train, test), 4, evaluations)
+    assert whole.metrics == {"eval/nn_top1": nn_top1(pixels(test), test.labels)}
+    assert one.metrics == {"eval/nn_top1.layer1": nn_top1(pixels(test)[:, :1], test.labels)}

@@ -117,6 +117,17 @@ def test_activations_are_gone_before_the_next_block_runs() -> None:
     assert four < 0.9 * two  # the decoder is as deep for each
 
 
+def test_a_prefix_is_an_encoder_of_its_own_depth() -> None:
+    """One run is to give backbones of several depths: `evaluate: [{knn: {layer: 2}}]` judges one of them."""
+    deep, images = build(block_mim__blocks=4).eval(), torch.randn(3, 1, 8, 8)
+    shallow = build(block_mim__blocks=2, encoder__depth=2).eval()
+    weights = {name: tensor for name, tensor in deep.state_dict().items() if name in shallow.state_dict()}
+    shallow.load_state_dict(weights, strict=False)
+    assert torch.equal(deep.features(images, layer=2), shallow.features(images))
+    assert torch.equal(deep.features(images, layer=4), deep.features(images))
+    assert not torch.equal(deep.features(images, layer=3), deep.features(images))
+
+
 def test_more_blocks_than_layers_are_refused() -> None:
     """Some block would have nothing to learn with."""
     with pytest.raises(ValueError, match=r"block_mim.blocks: 3 does not divide encoder.depth 4"):

@@ -35,6 +35,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "collapse": "sigreg",
     },
     "pixel_mim": {"objective": "pixel_mim", "decoder": DECODER, "loss": "norm_mse"},
+    "fsq": {"objective": "fsq", "fsq": {"levels": "3x2", "width": 16}},
     "video_mim": {
         **{"objective": "video_mim", "decoder": DECODER, "projector": {"width": 16}},
         "data.name": "clips.py:moving",
@@ -51,6 +52,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
             "erasing": 0.25,
         },
     },
+    "supervised_mim": {
+        **{"objective": "supervised_mim", "decoder": DECODER, "projector": {"width": 16}},
+        "supervised_mim": {"classify": "both", "drop_path": 0.2, "erasing": 0.25},
+    },
     "contrastive_mim": {"objective": "contrastive_mim", "decoder": DECODER, "loss": "norm_mse"},
     "cmae_huang": {
         **{"objective": "contrastive_mim", "decoder": DECODER, "loss": "norm_mse"},
@@ -61,7 +66,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 SOURCES = {"video_mim": {"clips.py": MOVING}}
 LEARNS_NOTHING = ("raw_pixels",)
-SEES_LABELS: tuple[str, ...] = ("supervised", "supervised_changed")
+SEES_LABELS: tuple[str, ...] = ("supervised", "supervised_changed", "supervised_mim")
 
 
 def tiny(name: str, **changes: Any) -> Config:

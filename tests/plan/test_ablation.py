@@ -20,7 +20,13 @@ if TYPE_CHECKING:
 ABLATIONS = Path(__file__).parents[2] / "ablations"
 
 
-@pytest.mark.parametrize("name", ["collapse", "loss", "mask", "decoder", "paper", "numbers", "parts"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("collapse", "loss", "mask", "decoder", "paper", "numbers", "parts"),
+        *("regularisers", "contrastive_mim"),
+    ],
+)
 @pytest.mark.parametrize("scale", ["demo", "gpu", "paper"])
 def test_the_ablations_of_this_project_plan(name: str, scale: str) -> None:
     """Else the README's own command would end with an error."""
@@ -196,3 +202,13 @@ def test_a_protocol_that_judges_no_arm_is_refused(folder: "Folder") -> None:
     """A column of dashes would be found after the training."""
     text = "axes: {loss: [mse, cosine]}\nevaluate:\n  - nn\n  - top1\nmetric: nn_top1\n"
     assert folder.error(text) == "sweep.yaml:6: evaluate: top1: no arm of this sweep has logits"
+
+
+def test_a_layer_that_an_encoder_has_not_is_refused(folder: "Folder") -> None:
+    """The features of another layer would be judged under its name."""
+    text = "axes: {encoder.depth: [2, 4]}\nevaluate:\n  - knn\n  - knn: {layer: 3}\n"
+    assert folder.error(text) == (
+        "sweep.yaml:6: evaluate: knn.layer: expected at most the encoder.depth of depth=2, 2, found 3"
+    )
+    (metric,) = folder.load(text.replace("[2, 4]", "[3, 4]")).evaluations[1].metrics.values()
+    assert (metric.name, metric.label) == ("eval/knn_top1.layer3", "k-NN top-1, layer=3")

@@ -184,8 +184,8 @@ def test_labels_of_one_class_are_refused(folder: "Folder") -> None:
     text = "axes: {objective: [latent_mim, supervised]}\nmetric: nn_top1\n"
     told = folder.error(text, sets=["data.name=mine.py:alone"])
     assert told == (
-        "--set data.name=mine.py:alone: data.name: impossible combination: data.name mine.py:alone has one class, "
-        "supervised needs two or more"
+        "--set data.name=mine.py:alone: data.name: impossible combination: data.name mine.py:alone has one "
+        "class, supervised needs two or more"
     )
 
 
