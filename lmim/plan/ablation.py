@@ -205,7 +205,7 @@ def _check_evaluations(spec: Spec, configs: Mapping[str, Config]) -> None:
 def _baseline(spec: Spec, name: str) -> Cell:
     where = spec.sheet.where("baselines")
     changes = {key: Setting(key, value, where, ARM) for key, value in BASELINES[name].items()}
-    if name == EQUAL_COMPUTE:
+    if name.endswith(EQUAL_COMPUTE):
         pairs = spec.base, spec.base | changes
         base, other = (spec.sheet.schema.resolve(settings, str(spec.sheet.path)) for settings in pairs)
         if base.optim.epochs:

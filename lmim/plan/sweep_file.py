@@ -30,15 +30,19 @@ PIXEL_MIM = {
     "mask.ratio": 0.75,
     "mask.gap": 0,
 }
-EQUAL_COMPUTE = "pixel_mim_equal_compute"
+SUPERVISED = {"objective": "supervised"}
+EQUAL_COMPUTE = "_equal_compute"
+"""How the baselines end that get as many epochs as take the FLOPs of the base's."""
 BASELINES: dict[str, dict[str, Any]] = {
     "random_encoder": {"optim.epochs": 0},
     "raw_pixels": {"objective": "raw_pixels", "optim.epochs": 0},
     "pixel_mim": PIXEL_MIM,
-    EQUAL_COMPUTE: PIXEL_MIM,
+    f"pixel_mim{EQUAL_COMPUTE}": PIXEL_MIM,
+    "supervised": SUPERVISED,
+    f"supervised{EQUAL_COMPUTE}": SUPERVISED,
 }
-"""What stands in the same table as the arms: the floor that they must rise above, and MAE for as many epochs,
-and for as many FLOPs, as the base."""
+"""What stands in the same table as the arms: the floor that they must rise above, MAE and a classifier for as
+many epochs, and for as many FLOPs, as the base."""
 
 
 class SweepFile(Section):
@@ -65,7 +69,8 @@ class SweepFile(Section):
     collapsed`."""
     baselines: list[str] = Field(default_factory=list)
     """Rows to compare with: `random_encoder` and `raw_pixels`, which need no training; `pixel_mim`, which is
-    MAE, and `pixel_mim_equal_compute`, with as many epochs as take the FLOPs of the base's."""
+    MAE, and `supervised`, a classifier alone; `pixel_mim_equal_compute` and `supervised_equal_compute`, with
+    as many epochs as take the FLOPs of the base's."""
 
 
 @dataclass(frozen=True)

@@ -20,13 +20,7 @@ if TYPE_CHECKING:
 ABLATIONS = Path(__file__).parents[2] / "ablations"
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        *("collapse", "loss", "mask", "decoder", "paper", "numbers", "parts"),
-        *("regularisers", "contrastive_mim"),
-    ],
-)
+@pytest.mark.parametrize("name", sorted({path.stem for path in ABLATIONS.glob("*.yaml")} - {"base"}))
 @pytest.mark.parametrize("scale", ["demo", "gpu", "paper"])
 def test_the_ablations_of_this_project_plan(name: str, scale: str) -> None:
     """Else the README's own command would end with an error."""
@@ -95,6 +89,20 @@ def test_mae_stands_beside_the_arms_at_equal_epochs_and_at_equal_compute(folder:
     assert equal == same.model_copy(
         update={"optim": same.optim.model_copy(update={"epochs": equal.optim.epochs})}
     )
+
+
+def test_a_classifier_stands_beside_the_arms_that_have_a_second_task(folder: "Folder") -> None:
+    """What the second task adds could be had by longer training for as much compute."""
+    sweep = folder.load(
+        "config: {objective: supervised_mim}\naxes: {supervised_mim.classify: [full, masked]}\n"
+        "baselines: [supervised, supervised_equal_compute]\n",
+        sets=["optim.epochs=40"],
+    )
+    full, masked, same, equal = (trial.config.optim.epochs for trial in sweep.trials)
+    assert full == masked == same == 40 < equal
+    flops = Record.of(sweep).flops
+    assert flops["masked"] < flops["supervised"] < flops["full"]
+    assert flops["supervised_equal_compute"] == pytest.approx(flops["full"], rel=0.5 / 40 + 0.01)
 
 
 def test_a_cell_that_occurs_twice_runs_once(folder: "Folder") -> None:
