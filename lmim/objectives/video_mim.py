@@ -2,9 +2,10 @@
 
 CrossVideoMAE (arXiv 2502.07811), as far as it could be read: a video branch and an image branch on frames of
 the same clips, reconstruction by both, correspondence within and across the modalities at the level of the
-video and of the frame. What was not found is our choice: the terms' weights, the temperature, the number of
-frames, the heads; that the image branch is trained from scratch beside the other and not pre-trained; one
-encoder for each branch, of one size, and no weight that they share. Raw and augmented clip are two crops.
+video and of the frame. What was not found is our choice: that all terms weigh the same, the temperature, the
+number of frames, the heads; that the image branch is trained from scratch beside the other and not
+pre-trained; one encoder for each branch, of one size, and no weight that they share. Raw and augmented clip
+are two crops.
 
 The video branch is VideoMAE's (arXiv 2203.12602): tubes through a few frames, one spatial mask for all times,
 a target standardised over each tube and channel. The image branch is MAE's (arXiv 2111.06377). Codes of a
@@ -34,12 +35,13 @@ PARTS = (("video", 0), ("image", 0), ("video", 1), ("image", 1))
 class VideoMIM(Objective):
     """Two masked autoencoders, one of clips and one of frames, held together by contrast.
 
-    `branches` says which of them there are. A step sees so many consecutive `frames` of each clip, in tubes
-    of `tube` frames; of each tube mask a part `video_ratio` is hidden, of an image's mask.ratio. The terms of
-    the loss: both reconstructions with weight one; `within_video` weighs two crops of a clip against each
-    other; `within_image` does two crops of a frame; `across_video` a clip and a frame of it; `across_frame` a
-    clip at the time of a frame and the frame. A weight of 0 leaves the term and what it alone needs away. All
-    four are NT-Xent at one `temperature`. Clip and frame of a pair are never of one crop.
+    `branches` says which of the two there are. A step sees `frames` consecutive frames of each clip. A tube
+    goes through `tube` of them. Of a clip's tubes the part `video_ratio` is hidden, of an image's patches
+    mask.ratio. Both reconstructions weigh one. `within_video` weighs the contrast of two crops of a clip.
+    `within_image` weighs that of two crops of a frame. `across_video` weighs that of a clip and a frame of
+    it. `across_frame` weighs that of the frame and of the clip at its time. All are NT-Xent at the one
+    `temperature`, and clip and frame are never of one crop. What only a term of weight 0 needs is neither
+    read nor computed.
 
     Evaluation sees the image encoder; where there is none, the video encoder of the image as a still tube at
     the first time, so that all arms are judged on the same frames, by as many patch features.
@@ -57,10 +59,10 @@ class VideoMIM(Objective):
         frames: PositiveInt = 8,
         tube: PositiveInt = 2,
         video_ratio: Fraction = 0.9,
-        within_video: NonNegative = 0.1,
-        within_image: NonNegative = 0.1,
-        across_video: NonNegative = 0.1,
-        across_frame: NonNegative = 0.1,
+        within_video: NonNegative = 1.0,
+        within_image: NonNegative = 1.0,
+        across_video: NonNegative = 1.0,
+        across_frame: NonNegative = 1.0,
         temperature: Positive = 0.1,
     ) -> None:
         super().__init__()

@@ -266,7 +266,10 @@ def sweep_schema() -> Json:
 def _definitions() -> Json:
     """Of each config key what it may be, and of each section the mapping that it may be."""
     keys = {key.name: _value(key) for key in config_keys() if key.name != "seed"}
-    for section in config.SECTIONS:
+    own = [
+        name.partition(".")[0] for name in keys if "." in name
+    ]  # an objective's settings are a section too
+    for section in dict.fromkeys([*config.SECTIONS, *own]):
         leaves = {name.partition(".")[2]: _refer(name) for name in keys if name.startswith(f"{section}.")}
         tree = {"type": "object", "properties": leaves, "additionalProperties": section in OPEN}
         if section in KINDS:

@@ -99,7 +99,7 @@ def test_what_a_term_does_not_need_is_neither_seen_nor_moved(
     run, figures = first_step(tiny(own))
     assert isinstance(run.objective, VideoMIM)
     assert moved(run.objective) == expected
-    weights = {"video_pixels": 1.0, "image_pixels": 1.0, **dict.fromkeys(CONTRASTS, 0.1)}
+    weights = {"video_pixels": 1.0, "image_pixels": 1.0, **dict.fromkeys(CONTRASTS, 1.0)}
     terms = {name: value for name, value in figures.items() if name != "loss"}
     total = sum(weights[name] * value.item() for name, value in terms.items())
     assert figures["loss"].item() == pytest.approx(total, rel=1e-6)
