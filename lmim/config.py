@@ -614,6 +614,10 @@ def _id_rules(config: Config) -> Iterable[Rule]:
     yield "data.crop_scale", data.crop_scale == 1, f"{data.crop_scale:g} crops training views, and {said} 1"
     yield "data.flip", not data.flip, f"true mirrors training views, and {said} false"
     yield "mask.gap", not gap, f"{gap} shifts patches in their cells, and {said} 0"
+    own = getattr(config, config.objective, None)
+    for key, off in (("mixup", 0), ("cutmix", 0), ("randaugment", '""')):
+        changes = getattr(own, key, None)
+        yield f"{config.objective}.{key}", not changes, f"{changes} moves or mixes views, and {said} {off}"
 
 
 class CombinationError(ValueError):

@@ -107,7 +107,7 @@ class SupervisedMIM(Supervised):
     ) -> dict[str, Float[Tensor, ""]]:
         """`loss`, and the parts of it: `classification`, and `mim` before it is weighed."""
         patches = patchify(self.changed(views[:, 0], own), self.patch_size, own["offsets"], self.mask.gap)
-        view = View(own["visible"], own["masked"])
+        view = View(own["visible"], own["masked"], own.get("index"))
         full = self.encoder.tokens(patches) if self.classify != "masked" else None
         visible = None
         if self.mim_weight or self.classify != "full":

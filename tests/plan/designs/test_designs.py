@@ -50,5 +50,4 @@ def test_nothing_outside_its_file_names_a_design() -> None:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Constant) and node.value in names
     ]
-    # the default; and a parameter of decoders
-    assert sorted(found) == [("sweep_file.py", "grid"), ("variants.py", "grid")]
+    assert sorted(found) == [("sweep_file.py", "grid")]  # the default
