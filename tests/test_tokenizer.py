@@ -447,6 +447,10 @@ def test_ids_that_do_not_fit_are_refused_when_planned(tmp_path: Path, folder: Fo
         told = folder.error(text.replace(*change))
         assert wrong in told
         assert told.startswith("sweep.yaml:")
+    moved = text.replace("config:", "config:\n  objective: supervised_mim\n  supervised_mim: {mixup: 0.8}")
+    assert "0.8 moves or mixes views" in folder.error(
+        moved.replace("mask: {similarity: 0.0}", "mask: {gap: 0}")
+    )
     for spoil, wrong in (
         (lambda: np.save(path / "train.npy", own_ids() + 1), "expected ids from 0 to 7"),
         (lambda: np.save(path / "train.npy", own_ids() / 2), "expected whole numbers"),

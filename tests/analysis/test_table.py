@@ -41,6 +41,19 @@ def test_markdown_is_the_golden_one() -> None:
     assert table.to_markdown(table.rows(found), found, claims.judge(found)) == golden
 
 
+def test_what_an_arm_takes_stands_beside_what_it_gives() -> None:
+    """Arms at equal epochs would pass for arms at equal compute."""
+    found = results.assemble(PLAN | {"flops": {"mse": 2.5e12, "cosine": 3e12}}, RUNS)
+    head, *body = table.cells(table.rows(found), found)
+    column = head.index("TFLOPs")
+    assert [line[column] for line in body] == ["2.5", "3", "-", "-", "-"]
+    assert "TFLOPs are of one training" in table.caption(found)
+    mse = next(csv.DictReader(io.StringIO(table.to_csv(table.rows(found)))))
+    assert float(mse["flops"]) == 2.5e12
+    without = results.assemble(PLAN, RUNS)
+    assert "TFLOPs" not in table.cells(table.rows(without), without)[0] + [table.caption(without)]
+
+
 def test_markdown_shows_names_as_they_are() -> None:
     """An arm is named by its values, and a value with <, * or | must not become mark-up of a README."""
     plan = plan_of({"<b>*x*|y": {}}, seeds=1, trials=[], question="Is $a_$ < b?")
