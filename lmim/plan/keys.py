@@ -83,9 +83,11 @@ def config_keys() -> list[Key]:
         about = Config.model_fields[name]
         found[name] = Key(name, about.description or "", _schema(about), about.default)
     for section, kind in config.SECTIONS.items():
-        takers = [ref for ref in variants.choices("objective") if section in _variant("objective", ref).reads]
+        read = {ref: _variant("objective", ref) for ref in variants.choices("objective")}
+        parts = {ref: config.part_of(section, one) for ref, one in read.items() if section in one.reads}
         for leaf, about in kind.model_fields.items():
             name = section if leaf == "kind" else f"{section}.{leaf}"
+            takers = [ref for ref, part in parts.items() if leaf in part.model_fields]
             readers = [] if section in ALWAYS else takers
             found[name] = Key(name, about.description or "", _schema(about), about.default, readers)
         if section in KINDS or section == "data":

@@ -30,6 +30,8 @@ def test_every_key_has_a_meaning() -> None:
     assert not [name for name, key in found.items() if not key.meaning]
     assert not [f"{n}: {c}" for n, key in found.items() for c, meaning in key.choices.items() if not meaning]
     assert found["loss.tau"].read_by == ["patch_discrimination"]
+    assert found["mask.similarity"].read_by == ["latent_mim"]
+    assert {"latent_mim", "pixel_mim"} < {*found["mask.ratio"].read_by}
     assert (
         found["loss.tau"].default
         == variants.describe("loss", "patch_discrimination", {}).settings["tau"].neutral
