@@ -469,8 +469,8 @@ def _rules(config: Config) -> Iterable[Rule]:
         depth, blocks = config.section("encoder").depth, config.section("block_mim").blocks
         yield (
             "block_mim.blocks",
-            depth % blocks == 0,
-            f"{blocks} does not divide encoder.depth {depth}, the layers that the blocks share equally",
+            blocks <= depth,
+            f"{blocks} is more than encoder.depth {depth}, the layers that the blocks share",
         )
     if hasattr(config, "loss"):
         yield from _token_rules(config)

@@ -170,10 +170,13 @@ def test_a_gpu_machine_without_ray_is_measured_too(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(bench, "machine", lambda: {"gpu": "one", "cores": 8})
     monkeypatch.setattr(bench, "training", part)
     monkeypatch.setattr(bench, "at_once", part)
+    monkeypatch.setattr(bench, "each_objective", part)
+    monkeypatch.setattr(bench, "block_memory", part)
     monkeypatch.setattr(bench, "sweep", lambda *_: pytest.fail("Ray is not there"))
     assert bench.measure(quick=False, skip=[])["sweep"] is None
     assert ("demo", "cpu", 8) in asked
     assert ("gpu", "cuda", 4) in asked
+    assert ("cuda",) in asked
     assert ("paper", "cuda", [("bfloat16", False), ("bfloat16", True)]) in asked
 
 

@@ -551,6 +551,7 @@ def test_a_sweep_becomes_a_plan(tmp_path: Path) -> None:
     }
     assert {"eval/rank_ratio", "train/loss"} <= metrics.keys()
     assert abs(time.time() - plan.pop("stated").pop("mse > cosine on eval/knn_top1")) < 60
+    assert plan.pop("flops").keys() == {"mse", "cosine"}
     assert plan == {
         "name": "loss",
         "scale": "demo",

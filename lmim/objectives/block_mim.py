@@ -36,7 +36,7 @@ class _Computed(torch.autograd.Function):
 
 
 class BlockMIM(Objective):
-    """The encoder's layers in `blocks` of equal depth, each of which learns from its own reconstruction."""
+    """The encoder's layers in `blocks` as even as can be, each learning from its own reconstruction."""
 
     def __init__(
         self,
@@ -72,8 +72,8 @@ class BlockMIM(Objective):
 
         The embedding is the first block's.
         """
-        depth = len(self.encoder.blocks) // self.count
-        layers = self.encoder.blocks[number * depth :][:depth]
+        depth = len(self.encoder.blocks)
+        layers = self.encoder.blocks[depth * number // self.count : depth * (number + 1) // self.count]
         norm = [*self.norms, self.encoder.norm][number]
         return nn.ModuleList([nn.Sequential(*layers), norm, self.decoders[number]])
 

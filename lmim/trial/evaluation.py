@@ -172,8 +172,8 @@ def read_evaluations(
 
 
 def settings_of(protocol: str, sources: Mapping[str, str]) -> dict[str, variants.Setting]:
-    """The settings that an entry of `evaluate` may give: those of every protocol, then the protocol's own."""
-    return EVERY | dict(variants.describe("evaluate", protocol, sources).settings)
+    """The settings that an entry of `evaluate` may give: the protocol's own, then those of every protocol."""
+    return dict(variants.describe("evaluate", protocol, sources).settings) | EVERY
 
 
 def _read(protocol: str, given: Mapping[str, Any], sources: Mapping[str, str]) -> Evaluation:
@@ -201,7 +201,8 @@ def _read(protocol: str, given: Mapping[str, Any], sources: Mapping[str, str]) -
             f"{key}: expected {expected.replace('valid ', '')}, found {show(first['input'])}"
         ) from None
     file = protocol.partition(":")[0]
-    one = Evaluation(protocol, read.model_dump(), sources={file: sources[file]} if own else {})
+    given = {k: v for k, v in read.model_dump().items() if k not in EVERY or v != EVERY[k].neutral}
+    one = Evaluation(protocol, given, sources={file: sources[file]} if own else {})
     _entries(protocol, one.sources)
     if unknown := [need for need in one.needs if need not in GIVEN]:
         raise ValueError(f"{protocol}: expected NEEDS of {', '.join(GIVEN)}, found {show(unknown[0])}")

@@ -130,5 +130,9 @@ def test_a_prefix_is_an_encoder_of_its_own_depth() -> None:
 
 def test_more_blocks_than_layers_are_refused() -> None:
     """Some block would have nothing to learn with."""
-    with pytest.raises(ValueError, match=r"block_mim.blocks: 3 does not divide encoder.depth 4"):
-        build(block_mim__blocks=3)
+    with pytest.raises(ValueError, match=r"block_mim.blocks: 5 is more than encoder.depth 4"):
+        build(block_mim__blocks=5)
+    uneven = build(block_mim__blocks=3)
+    assert isinstance(uneven, BlockMIM)
+    layers = [uneven.block(number)[0] for number in range(3)]
+    assert [len(part) for part in layers if isinstance(part, torch.nn.Sequential)] == [1, 1, 2]

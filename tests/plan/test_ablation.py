@@ -101,7 +101,8 @@ def test_mae_stands_beside_the_arms_at_equal_epochs_and_at_equal_compute(folder:
 def test_a_classifier_stands_beside_the_arms_that_have_a_second_task(folder: "Folder") -> None:
     """What the second task adds could be had by longer training for as much compute."""
     sweep = folder.load(
-        "config: {objective: supervised_mim}\naxes: {supervised_mim.classify: [full, masked]}\n"
+        "config: {objective: supervised_mim, projector: {depth: 0}}\n"
+        "axes: {supervised_mim.classify: [full, masked]}\n"
         "baselines: [supervised, supervised_equal_compute]\n",
         sets=["optim.epochs=40"],
     )
