@@ -20,6 +20,9 @@ from lmim.plan import cost, facts
 from lmim.trial.folder import TrialFolder
 
 
+pytestmark = pytest.mark.timeout(900)  # the first run draws data and builds every objective
+
+
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a quick run."""
