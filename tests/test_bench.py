@@ -19,7 +19,6 @@ from lmim.errors import UserError
 from lmim.plan import cost, facts
 from lmim.trial.folder import TrialFolder
 
-
 pytestmark = pytest.mark.timeout(900)  # the first run draws data and builds every objective
 
 
