@@ -58,6 +58,11 @@ def take(tokens: Float[Tensor, "b n d"], indices: Int[Tensor, "b k"]) -> Float[T
     return tokens.gather(1, indices[..., None].expand(-1, -1, tokens.shape[-1]))
 
 
+def in_float32(like: Tensor) -> torch.autocast:
+    """No autocast where this tensor lies: losses and heads are small, and sensitive."""
+    return torch.autocast("cuda" if like.is_cuda else "cpu", enabled=False)
+
+
 def projector(width: int, hidden: int, depth: int) -> nn.Sequential:
     """`depth` layers Linear(no bias) -> LayerNorm -> GELU, the last one without the GELU."""
     widths = [width, *[hidden] * (depth - 1), width] if depth else []

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from lmim.config import Config, levels_of
 from lmim.data import Dataset
-from lmim.encoder import Encoder, View, take
+from lmim.encoder import Encoder, View, in_float32, take
 from lmim.errors import UserError, cause
 from lmim.plan import tokenizers
 from lmim.quantise import PatchAutoencoder
@@ -325,7 +325,7 @@ class Tokens(Target):
     @torch.no_grad()
     def encode(self, online: Encoder, patches: Float[Tensor, "b n p"], view: View) -> Int[Tensor, "b m"]:
         # rounded to bfloat16, a patch between two codes would change sides
-        with torch.autocast("cuda" if patches.is_cuda else "cpu", enabled=False):
+        with in_float32(patches):
             return self.ids(take(patches, view.masked).float())
 
     def ids(self, patches: Float[Tensor, "*b p"]) -> Int[Tensor, "*b"]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lmim import config
 from lmim.axes.mask import draw_mask, patchify
-from lmim.encoder import Encoder, LayerNorm, View, initialise, sincos_positions, take
+from lmim.encoder import Encoder, LayerNorm, View, in_float32, initialise, sincos_positions, take
 from lmim.objectives import Draw, Objective, Setup
 from lmim.variants import PositiveInt
 
@@ -97,7 +97,7 @@ class BlockMIM(Objective):
             layers, norm, decoder = parts = self.block(number)
             x = layers(x)
             prediction = decoder(norm(x), view)
-            with torch.autocast("cuda" if views.is_cuda else "cpu", enabled=False):
+            with in_float32(views):
                 loss = self.compare(prediction.float(), target)
             ours = [*parts.parameters()]
             if number == 0:

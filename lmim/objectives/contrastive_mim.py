@@ -29,7 +29,7 @@ from lmim import config
 from lmim.axes.decoder import SelfAttentionDecoder
 from lmim.axes.mask import patchify, sample_offsets, sample_view
 from lmim.data.colour import change_colours, draw_colours
-from lmim.encoder import Encoder, View, initialise, sincos_positions, take
+from lmim.encoder import Encoder, View, in_float32, initialise, sincos_positions, take
 from lmim.objectives import Draw, Objective, Setup
 from lmim.objectives.pixel_mim import PixelMIM
 from lmim.variants import BelowOne, Count, Fraction, NonNegative, Positive, PositiveInt
@@ -38,11 +38,6 @@ EMBEDDING = 256
 """Channels in which images are contrasted."""
 SHARED = ("width", "heads", "mlp_ratio")
 """What the second decoder has of the first."""
-
-
-def in_float32(like: Tensor) -> torch.autocast:
-    """No autocast where this tensor lies: losses and heads are small, and sensitive."""
-    return torch.autocast("cuda" if like.is_cuda else "cpu", enabled=False)
 
 
 def info_nce(

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lmim import config
 from lmim.axes.mask import patchify
+from lmim.encoder import in_float32
 from lmim.objectives import Draw, Objective, Setup
 from lmim.quantise import PatchAutoencoder
 from lmim.variants import PositiveInt
@@ -47,7 +48,7 @@ class Fsq(Objective):
         """`loss`: the mean squared error of the normalised pixels."""
         patches = patchify(views[:, 0], self.patch_size)
         decoded = self.autoencoder.decode(self.autoencoder.encode(patches))
-        with torch.autocast("cuda" if patches.is_cuda else "cpu", enabled=False):
+        with in_float32(patches):
             return {"loss": F.mse_loss(decoded.float(), patches.float())}
 
     def patch_features(self, images: Float[Tensor, "b c s s"], layer: int = 0) -> Float[Tensor, "b n d"]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from lmim import config
 from lmim.axes.collapse import width_of
 from lmim.axes.mask import draw_mask, patchify, similarity_constraint
-from lmim.encoder import Encoder, View, initialise, sincos_positions
+from lmim.encoder import Encoder, View, in_float32, initialise, sincos_positions
 from lmim.objectives import Draw, Objective, Setup
 from lmim.schedules import cosine_decay
 
@@ -93,7 +93,7 @@ class LatentMIM(Objective):
         prediction = self.decoder(latents, view)
         target = self.target.encode(self.encoder, patches, view)
         # In bfloat16 the means over patches and channels that the losses subtract would cancel badly.
-        with torch.autocast("cuda" if patches.is_cuda else "cpu", enabled=False):
+        with in_float32(patches):
             prediction, latents = prediction.float(), latents.float()
             target = target.float() if target.is_floating_point() else target  # ids of tokens stay whole
             term = self.compare(prediction, target)

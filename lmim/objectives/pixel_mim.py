@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lmim import config
 from lmim.axes.mask import draw_mask, patchify
-from lmim.encoder import Encoder, View, initialise, sincos_positions, take
+from lmim.encoder import Encoder, View, in_float32, initialise, sincos_positions, take
 from lmim.objectives import Draw, Objective, Setup
 
 
@@ -71,7 +71,7 @@ class PixelMIM(Objective):
         """Patch pixels (see `patchify`) and the view."""
         latents = self.encoder(patches, view.visible)
         prediction = self.decoder(latents, view)
-        with torch.autocast("cuda" if patches.is_cuda else "cpu", enabled=False):
+        with in_float32(patches):
             loss = self.compare(prediction.float(), take(patches, view.masked).float())
         return Output(latents, prediction, loss)
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from lmim import config
 from lmim.axes.collapse import width_of
 from lmim.axes.mask import draw_mask, patchify
-from lmim.encoder import LayerNorm, View, initialise
+from lmim.encoder import LayerNorm, View, in_float32, initialise
 from lmim.encoder import projector as layers
 from lmim.objectives import Draw, Setup
 from lmim.objectives.supervised import Supervised
@@ -127,7 +127,7 @@ class SupervisedMIM(Supervised):
         latents = self.encoder.projector(self.encoder.norm(visible))
         prediction = self.decoder(latents, view)
         target = self.target.encode(self.encoder, patches, view)
-        with torch.autocast("cuda" if patches.is_cuda else "cpu", enabled=False):
+        with in_float32(patches):
             target = target.float() if target.is_floating_point() else target  # ids of tokens stay whole
             loss: Tensor = self.compare(prediction.float(), target)
             regulariser = self.target.regularise(latents[:, 1:].float(), target)

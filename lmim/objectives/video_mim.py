@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from lmim import config
 from lmim.axes.loss import norm_mse
 from lmim.axes.mask import draw_mask, patchify
-from lmim.encoder import Encoder, Positions, View, initialise, projector, sincos_positions, take
+from lmim.encoder import Encoder, Positions, View, in_float32, initialise, projector, sincos_positions, take
 from lmim.objectives import Draw, Objective, Setup
 from lmim.variants import Fraction, NonNegative, Positive, PositiveInt
 
@@ -157,7 +157,7 @@ class VideoMIM(Objective):
         self, kind: str, prediction: Float[Tensor, "b m p"], target: Float[Tensor, "b m p"]
     ) -> Float[Tensor, ""]:
         """Mean squared error of hidden pixels, standardised as the branch's source does."""
-        with torch.autocast("cuda" if target.is_cuda else "cpu", enabled=False):
+        with in_float32(target):
             if kind == "image":
                 return norm_mse(prediction.float(), target.float())
             return F.mse_loss(prediction.float(), standardised(target.float(), self.setup.channels))
@@ -257,7 +257,7 @@ def nt_xent(one: Float[Tensor, "b d"], other: Float[Tensor, "b d"], temperature:
     >>> round(nt_xent(pair, pair, 1.0).item(), 4)  # log(1 + 2 / e)
     0.5514
     """
-    with torch.autocast("cuda" if one.is_cuda else "cpu", enabled=False):
+    with in_float32(one):
         both = F.normalize(torch.cat([one, other]).float(), dim=1)
         itself = torch.eye(len(both), dtype=torch.bool, device=both.device)
         logits = (both @ both.T / temperature).masked_fill(itself, float("-inf"))
