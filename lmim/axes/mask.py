@@ -3,6 +3,8 @@
 Latent MIM (arXiv 2407.15837), section on the correlation between visible and target patches.
 """
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -61,6 +63,14 @@ def patchify(
 def sample_offsets(batch: int, patches: int, gap: int, generator: torch.Generator) -> Int[Tensor, "b n 2"]:
     """Where each window starts in its cell, uniform in [0, gap) rows and columns; zeros without a gap."""
     return torch.randint(max(gap, 1), (batch, patches, 2), generator=generator, device=generator.device)
+
+
+def as_drawn(
+    images: Float[Tensor, "b c h w"], patch: int, mask: Mask, own: Mapping[str, Tensor]
+) -> tuple[Float[Tensor, "b n p"], View]:
+    """The patches of images, and which of them are seen, by what `draw_mask` drew of them."""
+    patches = patchify(images, patch, own["offsets"], mask.gap)
+    return patches, View(own["visible"], own["masked"], own.get("index"))
 
 
 def similarity(latents: Float[Tensor, "b n d"]) -> Float[Tensor, ""]:

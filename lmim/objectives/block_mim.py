@@ -16,8 +16,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from lmim import config
-from lmim.axes.mask import draw_mask, patchify
-from lmim.encoder import Encoder, LayerNorm, View, in_float32, initialise, sincos_positions, take
+from lmim.axes.mask import as_drawn, draw_mask, patchify
+from lmim.encoder import Encoder, LayerNorm, in_float32, initialise, sincos_positions, take
 from lmim.objectives import Draw, Objective, Setup
 from lmim.variants import PositiveInt
 
@@ -88,8 +88,7 @@ class BlockMIM(Objective):
 
         A block's gradients are computed before the next one runs, and its activations are gone by then.
         """
-        patches = patchify(views[:, 0], self.patch_size, own["offsets"], self.mask.gap)
-        view = View(own["visible"], own["masked"])
+        patches, view = as_drawn(views[:, 0], self.patch_size, self.mask, own)
         target = take(patches, view.masked).float()
         x = self.encoder.embedded(patches, view.visible)
         losses: list[Tensor] = []

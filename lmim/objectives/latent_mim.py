@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lmim import config
 from lmim.axes.collapse import width_of
-from lmim.axes.mask import draw_mask, patchify, similarity_constraint
+from lmim.axes.mask import as_drawn, draw_mask, patchify, similarity_constraint
 from lmim.encoder import Encoder, View, in_float32, initialise, sincos_positions
 from lmim.objectives import Draw, Objective, Setup
 from lmim.schedules import cosine_decay
@@ -81,8 +81,7 @@ class LatentMIM(Objective):
         scheduled: Mapping[str, Tensor],
     ) -> dict[str, Float[Tensor, ""]]:
         """`loss`, the `term` of it that compares prediction and target, and its `regulariser` if any."""
-        patches = patchify(views[:, 0], self.patch_size, own["offsets"], self.mask.gap)
-        view = View(own["visible"], own["masked"], own.get("index"))
+        patches, view = as_drawn(views[:, 0], self.patch_size, self.mask, own)
         output = self.output(patches, view, scheduled["similarity_aim"])
         added = {} if output.regulariser is None else {"regulariser": output.regulariser}
         return {"loss": output.loss, "term": output.term, **added}

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lmim import config
-from lmim.axes.mask import draw_mask, patchify
+from lmim.axes.mask import as_drawn, draw_mask, patchify
 from lmim.encoder import Encoder, View, in_float32, initialise, sincos_positions, take
 from lmim.objectives import Draw, Objective, Setup
 
@@ -64,8 +64,8 @@ class PixelMIM(Objective):
         scheduled: Mapping[str, Tensor],
     ) -> dict[str, Float[Tensor, ""]]:
         """`loss`, on the masked patches alone."""
-        patches = patchify(views[:, 0], self.patch_size, own["offsets"], self.mask.gap)
-        return {"loss": self.output(patches, View(own["visible"], own["masked"])).loss}
+        patches, view = as_drawn(views[:, 0], self.patch_size, self.mask, own)
+        return {"loss": self.output(patches, view).loss}
 
     def output(self, patches: Float[Tensor, "b n p"], view: View) -> Output:
         """Patch pixels (see `patchify`) and the view."""

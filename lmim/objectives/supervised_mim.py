@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lmim import config
 from lmim.axes.collapse import width_of
-from lmim.axes.mask import draw_mask, patchify
+from lmim.axes.mask import as_drawn, draw_mask
 from lmim.encoder import LayerNorm, View, in_float32, initialise
 from lmim.encoder import projector as layers
 from lmim.objectives import Draw, Setup
@@ -106,8 +106,7 @@ class SupervisedMIM(Supervised):
         scheduled: Mapping[str, Tensor],
     ) -> dict[str, Float[Tensor, ""]]:
         """`loss`, and the parts of it: `classification`, and `mim` before it is weighed."""
-        patches = patchify(self.changed(views[:, 0], own), self.patch_size, own["offsets"], self.mask.gap)
-        view = View(own["visible"], own["masked"], own.get("index"))
+        patches, view = as_drawn(self.changed(views[:, 0], own), self.patch_size, self.mask, own)
         full = self.encoder.tokens(patches) if self.classify != "masked" else None
         visible = None
         if self.mim_weight or self.classify != "full":
