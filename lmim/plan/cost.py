@@ -46,6 +46,8 @@ class Work:
 def works(configs: Iterable[Config]) -> dict[str, Work]:
     """Arm to its work; of more models than `MODELS`, those in between are priced at the others' mean."""
     unique = {config.arm: config for config in configs}
+    if not unique:
+        return {}
     arms = list(unique)
     chosen = arms[:: max(1, math.ceil(len(arms) / MODELS))]
     counted = dict(zip(chosen, facts.flops_of([unique[arm] for arm in chosen]), strict=True))

@@ -171,7 +171,7 @@ def check_file(sweep: Sweep, out: Path) -> None:
 
 def _flops(sweep: Sweep) -> dict[str, float]:
     configs = {trial.arm: trial.config for trial in sweep.planned if trial.config.optim.epochs}
-    if not 0 < len(configs) <= cost.MODELS:  # of more, some would be reckoned by the others
+    if len(configs) > cost.MODELS:  # of more, some would be reckoned by the others
         return {}
     try:
         works = cost.works(configs.values())
