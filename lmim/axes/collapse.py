@@ -306,6 +306,11 @@ class Tokens(Target):
 
     codes: int
 
+    @staticmethod
+    def width(online: Encoder, *, codes: int = 128, **settings: Any) -> int:
+        """A logit a code."""
+        return codes
+
     def prepare(self, config: Config, dataset: Dataset, resumed: bool) -> None:
         """Take over what was fitted, unless a checkpoint has brought it.
 
@@ -349,11 +354,6 @@ class KMeans(Tokens):
         super().__init__()
         self.codes = codes
         self.register_buffer("centroids", torch.zeros(codes, online.embed.in_features))
-
-    @staticmethod
-    def width(online: Encoder, *, codes: int = 128, **settings: Any) -> int:
-        """A logit a code."""
-        return codes
 
     def ids(self, patches: Float[Tensor, "*b p"]) -> Int[Tensor, "*b"]:
         half = self.centroids.square().sum(dim=1) / 2  # |x - c|^2 = |x|^2 - 2 (x c - |c|^2 / 2)
@@ -404,11 +404,6 @@ class Ids(Tokens):
         self.path, self.codes, self.version = path, codes, version
         # as the images: read where they lie, and in no checkpoint
         self.register_buffer("table", torch.zeros(0, 0, dtype=torch.int32), persistent=False)
-
-    @staticmethod
-    def width(online: Encoder, *, codes: int = 128, **settings: Any) -> int:
-        """A logit a code."""
-        return codes
 
     def prepare(self, config: Config, dataset: Dataset, resumed: bool) -> None:
         """Read the ids, if they are those that were planned with.
