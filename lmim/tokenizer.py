@@ -54,6 +54,12 @@ def ensure(configs: Iterable[Config]) -> list[Path]:
     return [_ensure(config) for config in tokenizers.needed(configs)]
 
 
+def ensure_for(folder: TrialFolder, config: Config) -> None:
+    """Fit the tokenizer that a trial begins with; one that goes on has its own in the checkpoint."""
+    if not folder.checkpoint.exists():
+        ensure([config])
+
+
 def _ensure(config: Config) -> Path:
     where = tokenizers.folder(config, config.data.version)
     if config.data.version is not None and where.is_dir():

@@ -65,7 +65,7 @@ def run_here(
     Raises:
         ProcessKilled: one of the trial's other processes was.
     """
-    from lmim.tokenizer import ensure
+    from lmim.tokenizer import ensure_for
     from lmim.train.loop import train
 
     def over() -> bool:
@@ -73,8 +73,7 @@ def run_here(
 
     while not stop() and not over():
         with _Recorded(folder, config.sources):
-            if not folder.checkpoint.exists():  # which has the tokenizer, if the trial needs one
-                ensure([config])
+            ensure_for(folder, config)
             try:
                 train(config, folder, evaluations, stop=stop)
             except Busy:

@@ -20,7 +20,7 @@ from lmim.command import Parser, exit_code, out_folder
 from lmim.config import Config
 from lmim.errors import UserError, nearest
 from lmim.plan import ablation
-from lmim.tokenizer import ensure
+from lmim.tokenizer import ensure_for
 from lmim.train.loop import choose_device, train
 from lmim.trial.evaluation import Evaluation
 from lmim.trial.folder import ProcessKilled, TrialFolder
@@ -126,8 +126,7 @@ def _with_progress(
             line = f"{time.strftime('%H:%M:%S')} step {step}/{state.steps}  {now}  {left} left"
             console.print(line, highlight=False, soft_wrap=True)
 
-    if not folder.checkpoint.exists():  # which has the tokenizer, if the trial needs one
-        ensure([config])
+    ensure_for(folder, config)
     with bar if console.is_terminal else contextlib.nullcontext():
         train(config, folder, evaluations, report, stop=lambda: bool(asked))
 
