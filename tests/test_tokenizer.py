@@ -12,7 +12,6 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
-from torch import Tensor
 
 from lmim import survey, tokenizer
 from lmim.axes.collapse import KMeans, Tokens, read_ids
@@ -31,6 +30,7 @@ from lmim.trial.evaluation import read_evaluations
 from lmim.trial.folder import TrialFolder
 from tests.plan.conftest import Folder
 from tests.sweep.running import arguments, folders, reported, run
+from tests.trial.leavings import series, weights
 
 TINY: dict[str, Any] = {
     "data": {"name": "digits", "image_size": 8, "train_images": 240},
@@ -68,19 +68,6 @@ def folder(tmp_path: Path) -> Folder:
     """A folder of sweep files."""
     (tmp_path / "files").mkdir()
     return Folder(tmp_path / "files")
-
-
-def weights(folder: TrialFolder) -> dict[str, Tensor]:
-    saved: dict[str, Tensor] = torch.load(folder.checkpoint, weights_only=True)["objective"]
-    return saved
-
-
-def series(folder: TrialFolder) -> list[dict[str, float]]:
-    """What the journal holds but for the times."""
-    return [
-        {"step": row.step} | {k: v for k, v in row.metrics.items() if not k.startswith("system/")}
-        for row in folder.rows()[0]
-    ]
 
 
 PLANTED = """

@@ -18,6 +18,7 @@ from lmim.train.batches import batches
 from lmim.train.loop import Run, train
 from lmim.trial.folder import TrialFolder
 from tests.data.clips import MOVING
+from tests.trial.leavings import series, weights
 
 TINY: dict[str, Any] = {
     "data": {"name": "digits", "image_size": 8, "train_images": 240},
@@ -74,19 +75,6 @@ def tiny(name: str, **changes: Any) -> Config:
         merge(merge(TINY, CONFIGS[name]), {k.replace("__", "."): v for k, v in changes.items()})
         | {"sources": SOURCES.get(name, {})}
     )
-
-
-def weights(folder: TrialFolder) -> dict[str, torch.Tensor]:
-    saved: dict[str, torch.Tensor] = torch.load(folder.checkpoint, weights_only=True)["objective"]
-    return saved
-
-
-def series(folder: TrialFolder) -> list[dict[str, float]]:
-    """What the journal holds but for the times."""
-    return [
-        {"step": row.step} | {k: v for k, v in row.metrics.items() if not k.startswith("system/")}
-        for row in folder.rows()[0]
-    ]
 
 
 def test_every_objective_is_here() -> None:

@@ -25,6 +25,7 @@ from lmim.trial.evaluation import read_evaluations
 from lmim.trial.folder import TrialFolder
 from lmim.trial.standing import standing
 from tests.objectives.subclasses import of_latent_mim
+from tests.trial.leavings import series, weights
 
 Tiny = Callable[..., Config]
 
@@ -35,11 +36,6 @@ KNN = read_evaluations(["knn"])
 def judged(folder: TrialFolder) -> dict[str, float]:
     """What every evaluation of the trial found."""
     return {name: value for result in folder.results() for name, value in result.metrics.items()}
-
-
-def weights(folder: TrialFolder) -> dict[str, torch.Tensor]:
-    saved: dict[str, torch.Tensor] = torch.load(folder.checkpoint, weights_only=True)["objective"]
-    return saved
 
 
 SLOWLY = """
@@ -73,12 +69,6 @@ def test_a_killed_run_ends_with_bit_identical_weights(tmp_path: Path, tiny: Tiny
     assert first.keys() == second.keys()
     for name, tensor in first.items():
         assert torch.equal(tensor, second[name]), name
-
-    def series(folder: TrialFolder) -> list[tuple[int, dict[str, float]]]:
-        rows = folder.rows()[0]
-        return [
-            (row.step, {k: v for k, v in row.metrics.items() if not k.startswith("system/")}) for row in rows
-        ]
 
     assert series(whole) == series(killed)
 

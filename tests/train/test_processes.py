@@ -26,6 +26,7 @@ from lmim.trial.evaluation import read_evaluations
 from lmim.trial.folder import TrialFolder
 from lmim.trial.standing import standing
 from tests.objectives.subclasses import of_latent_mim
+from tests.trial.leavings import series, weights
 
 REPOSITORY = Path(__file__).parents[2]
 TINY: dict[str, Any] = {
@@ -42,20 +43,6 @@ TINY: dict[str, Any] = {
 def tiny(processes: int, **changes: Any) -> Config:
     changes["run__processes"] = processes
     return Config.read(merge(TINY, {key.replace("__", "."): v for key, v in changes.items()}))
-
-
-def weights(folder: TrialFolder) -> dict[str, torch.Tensor]:
-    saved: dict[str, torch.Tensor] = torch.load(folder.checkpoint, weights_only=True)["objective"]
-    return saved
-
-
-def series(folder: TrialFolder) -> list[dict[str, float]]:
-    """What the journal holds but for the times."""
-    rows = folder.rows()[0]
-    return [
-        {"step": row.step} | {k: v for k, v in row.metrics.items() if not k.startswith("system/")}
-        for row in rows
-    ]
 
 
 TRIAL = """
