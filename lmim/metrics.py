@@ -47,6 +47,11 @@ NN_GAIN = "collapse/nn_gain"
 """What 1-NN accuracy rose by, as a part of what it was before training or, if less, of what was wrong."""
 COLLAPSED = 0.5
 """A trial has collapsed when each of the three is below."""
+SAVED = {
+    "system/core_seconds": "system/saved_core_seconds",
+    "system/gpu_seconds": "system/saved_gpu_seconds",
+}
+"""What a trial took, and about what it would have taken more had it not ended early."""
 
 OWN: dict[str, Metric] = {
     metric.name: metric
@@ -67,6 +72,8 @@ OWN: dict[str, Metric] = {
         Metric("system/seconds", "time", "s", "lower"),
         Metric("system/core_seconds", "core time", "s", "lower"),
         Metric("system/gpu_seconds", "GPU time", "s", "lower"),
+        Metric("system/saved_core_seconds", "core time saved by ending early", "s"),
+        Metric("system/saved_gpu_seconds", "GPU time saved by ending early", "s"),
         Metric("system/images_per_second", "images per second", better="higher"),
     )
 }

@@ -17,6 +17,7 @@ from lmim.plan.cells import labels
 from lmim.plan.claims import Claim, read_claims, read_only
 from lmim.plan.settings import ARM, SET, Setting
 from lmim.plan.sweep_file import BASELINES, EQUAL_COMPUTE, Cell, Results, Spec, read
+from lmim.trial.ending import Ending
 from lmim.trial.evaluation import Evaluation
 
 MAX_TRIALS = 10_000
@@ -95,6 +96,12 @@ class Sweep:
     def evaluations(self) -> tuple[Evaluation, ...]:
         """How every trial is judged."""
         return self.spec.evaluations
+
+    @property
+    def ending(self) -> Ending | None:
+        """What may end a trial early."""
+        rule = self.spec.file.end_collapsed
+        return Ending(collapse=rule) if rule else None
 
     @property
     def settings(self) -> dict[str, str]:

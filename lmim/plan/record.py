@@ -15,6 +15,7 @@ from lmim.plan import cost, facts
 from lmim.plan.ablation import Arm, Sweep
 from lmim.plan.claims import statement
 from lmim.trial.code import code_digest, code_version
+from lmim.trial.ending import Ending
 from lmim.trial.evaluation import Evaluation
 
 LONGEST = 80
@@ -78,6 +79,7 @@ class Record(BaseModel):
     arms: tuple[Arm, ...]
     trials: tuple[RecordedTrial, ...]
     evaluations: tuple[Evaluation, ...] = ()
+    ending: Ending | None = None
     metrics: dict[str, Metric] = {}
     """How each metric is called, in what it is measured, and which way is better."""
     notes: tuple[str, ...] = ()
@@ -110,6 +112,7 @@ class Record(BaseModel):
                 for t in sweep.planned
             ),
             evaluations=sweep.evaluations,
+            ending=sweep.ending,
             metrics=known(sweep.evaluations),
             notes=(*sweep.notes, *sweep.choices),
             classes=_classes(sweep),

@@ -13,7 +13,8 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from lmim.metrics import full_name
+from lmim.errors import count
+from lmim.metrics import SAVED, full_name
 from lmim.plan import ablation, cost
 from lmim.sweep.executors import Stop
 from lmim.sweep.standing import Plan, cost_of
@@ -100,6 +101,17 @@ def summary(plan: Plan) -> str:
     said = ", ".join(f"{count} {word}" for count, word in counts if count) or "no trials"
     excluded = len(plan.excluded())
     return f"{said}; {excluded} of those done of other code and in no table" if excluded else said
+
+
+def saving(plan: Plan) -> str:
+    """What it saved that trials were ended early, if any were."""
+    done = [plan.states[trial.id] for trial in plan.where("done")]
+    ended = [stands.metrics for stands in done if stands.state.ended]
+    if not ended:
+        return ""
+    spent = [(sum(one.get(name, 0.0) for one in ended) / 3600, name) for name in SAVED.values()]
+    hours = [f"{found:.3f} {'GPU' if 'gpu' in name else 'core'}-hours" for found, name in spent if found]
+    return f"{count(len(ended), 'trial')} ended early, which saved about {' and '.join(hours)}"
 
 
 def watch(

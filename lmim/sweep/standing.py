@@ -43,7 +43,7 @@ class Plan:
     def missing(self, todo: Sequence[str]) -> list[Job]:
         """What to run now: in a ladder, trials of the stages whose predecessor has its winner."""
         wanted = [trial for trial in self.where(*todo) if not trial.provisional]
-        return [Job(trial, self.sweep.evaluations) for trial in wanted]
+        return [Job(trial, self.sweep.evaluations, ending=self.sweep.ending) for trial in wanted]
 
     def stale(self) -> list[Job]:
         """One trial of each arm and code that is not today's and was not yet compared with it."""
@@ -84,7 +84,8 @@ class Plan:
 
 
 def _look(sweep: ablation.Sweep, trial: ablation.Trial, root: Path) -> Standing:
-    return standing(TrialFolder(root, trial.id), sweep.evaluations, trial.config.data.version or "")
+    version = trial.config.data.version or ""
+    return standing(TrialFolder(root, trial.id), sweep.evaluations, version, sweep.ending)
 
 
 def cost_of(plan: Plan, out: Path, limit: int | None) -> cost.Estimate | None:

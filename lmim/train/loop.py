@@ -36,13 +36,14 @@ from lmim.evaluate import judge
 from lmim.evaluate.collapse import diagnostics
 from lmim.evaluate.features import encode_split
 from lmim.evaluate.nn import nn_top1
-from lmim.metrics import COLLAPSED, NN_GAIN, RANK_RATIO, SPREAD_RATIO, kept
+from lmim.metrics import COLLAPSED, NN_GAIN, RANK_RATIO, SAVED, SPREAD_RATIO, kept
 from lmim.objectives import Objective, Setup
 from lmim.schedules import learning_rate
 from lmim.train import checkpoint, processes
 from lmim.train.batches import MicroBatch, batches, generator
 from lmim.train.optimiser import parameter_groups
 from lmim.trial.code import code_digest, code_version, libraries
+from lmim.trial.ending import Ending, goes_on
 from lmim.trial.evaluation import Evaluation, Result, write_result
 from lmim.trial.folder import State, TrialFolder
 
@@ -341,11 +342,13 @@ def train(
     evaluations: Sequence[Evaluation] = (),
     report: Report = ignore,
     stop: Stop = lambda: False,
+    ending: Ending | None = None,
 ) -> State:
     """Bring one trial up to date: train it from where its folder says, and judge it by what is missing.
 
     A diverged or collapsed trial is a finished result that says so. When `stop()` turns true the trial
-    saves a checkpoint at the next step and returns with status `interrupted`.
+    saves a checkpoint at the next step and returns with status `interrupted`. `ending` may end it early; one
+    that was ended so and would not be by this rule goes on.
 
     Raises:
         UserError: the data set is not there, a GPU is asked for where none is, or the like.
@@ -354,6 +357,9 @@ def train(
     folder.create(config)
     with folder.lock():
         state = folder.state()
+        if goes_on(state, folder, ending):
+            folder.reopen()
+            state = folder.state()
         if state.status == "done" and not folder.missing(evaluations, config.data.version):
             return state
         begun = time.monotonic()
@@ -362,7 +368,7 @@ def train(
         run = Run(config, open_planned(config), device)
         resumed = run.restore(folder.checkpoint)
         if state.status != "done":
-            state = _train(run, folder, resumed, report, stop, begun)
+            state = _train(run, folder, resumed, report, stop, ending, begun)
         elif run.steps and not resumed:
             absent = ", ".join(one.name for one in folder.missing(evaluations, config.data.version))
             raise UserError(
@@ -374,7 +380,15 @@ def train(
         return state
 
 
-def _train(run: Run, folder: TrialFolder, resumed: bool, report: Report, stop: Stop, begun: float) -> State:
+def _train(
+    run: Run,
+    folder: TrialFolder,
+    resumed: bool,
+    report: Report,
+    stop: Stop,
+    ending: Ending | None,
+    begun: float,
+) -> State:
     """From the checkpoint to the end, or until a stop."""
     config, earlier, old = run.config, replace(run.progress), folder.state()
     folder.rewind(run.progress.step if resumed else -1)
@@ -412,6 +426,15 @@ def _train(run: Run, folder: TrialFolder, resumed: bool, report: Report, stop: S
         folder.sync()
         run.save(folder.checkpoint)
 
+    ended = ""
+
+    def over() -> bool:
+        """Whether the rule ends the trial at this look, and the end would call it what it is ended for."""
+        nonlocal ended
+        found = ending.verdict(folder.rows()[0]) if ending else ""
+        ended = found if found and _outcome(run, "ended")[0] == "collapsed" else ""
+        return bool(ended)
+
     if run.progress.step == 0:
         initial = run.collapse_metrics() | run.nearest()
         run.progress.initial_rank = initial["collapse/rank"]
@@ -422,21 +445,24 @@ def _train(run: Run, folder: TrialFolder, resumed: bool, report: Report, stop: S
     if run.progress.step < run.steps:
         gpus = run.device.type == "cuda"
         with processes.with_replicas(config.run.processes, gpus, _replica, config, folder, resumed):
-            end = _steps(run, stop, note, save)
+            end = _steps(run, stop, over, note, save)
     if end == "interrupted":
         return journal.set(status="interrupted", step=run.progress.step, seconds=keep_time())
-    if end == "trained":
+    if end in ("trained", "ended"):
         save()
     outcome, ratios = _outcome(run, end)
     results = {"system/seconds": keep_time(), "system/core_seconds": run.progress.core_seconds}
     if run.progress.gpu_seconds:
         results["system/gpu_seconds"] = run.progress.gpu_seconds
-    note(ratios | results, outcome=outcome, eta_seconds=0.0)
+    if end == "ended":  # by its own pace
+        left = run.steps / run.progress.step - 1
+        results |= {SAVED[name]: seconds * left for name, seconds in results.items() if name in SAVED}
+    note(ratios | results, outcome=outcome, ended=ended, eta_seconds=0.0)
     folder.sync()
     return journal.set(status="done", finished=time.time())
 
 
-End = Literal["trained", "diverged", "interrupted"]
+End = Literal["trained", "ended", "diverged", "interrupted"]
 
 
 def _outcome(run: Run, end: End) -> tuple[str | None, dict[str, float]]:
@@ -470,13 +496,20 @@ def joined(earlier: str | None, now: str) -> str:
     return "; then ".join(filter(None, [earlier, now]))
 
 
-def _steps(run: Run, stop: Stop, note: Callable[..., None], save: Callable[[], None]) -> End:
-    """The steps that are left, in every process of the trial; the first one's `stop` counts for all."""
+def _steps(run: Run, stop: Stop, over: Stop, note: Callable[..., None], save: Callable[[], None]) -> End:
+    """The steps that are left, in every process of the trial; the first one's wishes count for all.
+
+    `over` is asked after each look at collapse, also where a trial goes on from one: a kill in between must
+    not change where it ends.
+    """
     config, progress = run.config, run.progress
     rank, size, pin = processes.rank(), processes.size(), run.device.type == "cuda"
     if size > 1:
         weights = sum(parameter.double().sum().item() for parameter in run.objective.parameters())
         processes.check_alike(progress.step, run.steps, run.dataset.version, weights)
+    look = run.per_epoch * config.watch.every_epochs
+    if progress.step and progress.step % look == 0 and processes.broadcast(over()):
+        return "ended"
     saved, started_at = time.monotonic(), (time.monotonic(), progress.step)
     for micro_batches in batches(
         run.dataset.train, config, run.objective, progress.step, run.steps, rank, size, pin
@@ -492,11 +525,13 @@ def _steps(run: Run, stop: Stop, note: Callable[..., None], save: Callable[[], N
             note(metrics, images_per_second=metrics["system/images_per_second"], eta_seconds=eta)
             if not math.isfinite(metrics["train/loss"] + metrics["train/grad_norm"]):
                 return "diverged"
-        watched = progress.step % (run.per_epoch * config.watch.every_epochs) == 0 or last
-        if watched and rank == 0:
+        watched = progress.step % look == 0
+        if (watched or last) and rank == 0:
             note(run.collapse_metrics())
         if last:
             return "trained"
+        if watched and processes.broadcast(over()):
+            return "ended"
         if stopping or time.monotonic() - saved > config.run.checkpoint_seconds:
             save()
             saved = time.monotonic()
@@ -515,7 +550,7 @@ def _replica(team: processes.Team, rank: int, config: Config, folder: TrialFolde
     if resumed:
         run.go_on_from(checkpoint.load(folder.checkpoint))
     with team.join(rank):
-        _steps(run, lambda: False, lambda *_, **__: None, lambda: None)
+        _steps(run, lambda: False, lambda: False, lambda *_, **__: None, lambda: None)
 
 
 # ------------------------------------------------------------------------------------- its judgement

@@ -31,6 +31,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from lmim.config import Config
 from lmim.errors import UserError
 from lmim.files import write_atomic
+from lmim.metrics import RANK_RATIO
 from lmim.trial.evaluation import Evaluation, Result, read_result
 
 Status = Literal["new", "running", "interrupted", "done", "failed"]
@@ -80,6 +81,8 @@ class State(BaseModel):
 
     status: Status = "new"
     outcome: Outcome | None = None
+    ended: str = ""
+    """Why it ended before its last step (see `ending.py`); empty where it did not."""
     error: str | None = None
     step: int = 0
     steps: int = 0
@@ -357,6 +360,29 @@ class TrialFolder:
         # Also where nothing was left to drop: a kill may have come between these two, and nothing is
         # appended before a reader can see that its place in the file is no longer its place.
         self.update(rewinds=self.state().rewinds + 1)
+
+    def reopen(self) -> None:
+        """Have a trial that was ended early go on: drop what was made of its unfinished training.
+
+        The state goes last: a kill on the way leaves a trial that was ended early, to be reopened again.
+        """
+        for file in (self.path / "evaluations").glob("*.json"):
+            file.unlink()
+        rows, end = self.rows()
+        keep = [row for row in rows if RANK_RATIO not in row.metrics]  # which the last row of all has
+        if len(keep) < len(rows):
+            os.truncate(
+                self.journal, sum(map(len, self.journal.read_bytes()[:end].splitlines(True)[: len(keep)]))
+            )
+        metrics = {name: value for row in keep for name, value in row.metrics.items()}
+        self.update(
+            status="interrupted",
+            outcome=None,
+            ended="",
+            finished=None,
+            metrics=metrics,
+            rewinds=self.state().rewinds + 1,
+        )
 
 
 def _tail(file: Path, offset: int) -> bytes | None:

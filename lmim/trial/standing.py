@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lmim.trial.code import code_digest
+from lmim.trial.ending import Ending, goes_on
 from lmim.trial.evaluation import Evaluation, read_result
 from lmim.trial.folder import State, TrialFolder
 
@@ -29,13 +30,23 @@ class Standing:
     """Why it is in no table though it is done; empty where it counts."""
 
 
-def standing(folder: TrialFolder, evaluations: Sequence[Evaluation] = (), version: str = "") -> Standing:
-    """How a trial stands; one that calls itself running though no process holds it was interrupted."""
+def standing(
+    folder: TrialFolder,
+    evaluations: Sequence[Evaluation] = (),
+    version: str = "",
+    ending: Ending | None = None,
+) -> Standing:
+    """How a trial stands; one that calls itself running though no process holds it was interrupted.
+
+    So was one that ended early, where `ending` would not have ended it.
+    """
     state = folder.state()
     codes = frozenset(filter(None, [state.code]))
     status: Status = state.status
     if status == "running" and not folder.locked():
         status = "interrupted"
+    elif status == "done" and goes_on(state, folder, ending):
+        status = "running" if folder.locked() else "interrupted"
     if status != "done":
         return Standing(status, state, state.metrics, state.error, codes)
     if state.outcome == "diverged":
