@@ -123,6 +123,8 @@ class Results:
     """Which arms are one, which images cannot be read, and what results chose of a design that selects."""
     classes: int = 0
     """Of the data; 0 where it is not known, or not the same for all arms."""
+    sequential: bool = False
+    """Results decided how many seeds there are: no interval of one look holds."""
 
     @property
     def place(self) -> str:
@@ -223,6 +225,7 @@ def assemble(plan: Mapping[str, Any], runs: Iterable[Trial]) -> Results:
         first=_first(done),
         notes=tuple(plan.get("notes", ())),
         classes=plan.get("classes", 0),
+        sequential=plan.get("sequential", False),
     )
 
 

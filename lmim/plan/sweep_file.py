@@ -146,6 +146,8 @@ class Spec:
     wanted: tuple[int, ...]
     """The seeds to run now."""
     only: tuple[str, ...] | None
+    pairs: frozenset[tuple[str, int]] | None = None
+    """Arm and seed of the trials that there are, where results decide it; else every arm has every seed."""
 
     @property
     def evaluations(self) -> tuple[Evaluation, ...]:
