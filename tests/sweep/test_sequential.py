@@ -84,7 +84,7 @@ def test_seeds_go_to_open_claims_alone(tmp_path: Path) -> None:
     assert len(lines) == 6, "one line a round"
     first = "not decided (by seeds): mse > cosine (1), smooth_l1 > cosine (1); next: seed 5 for mse, cosine,"
     assert lines[0].startswith(first)
-    assert lines[3] == "not decided (by seeds): smooth_l1 > cosine (4); next: seed 8 for cosine, smooth_l1"
+    assert lines[3] == "not decided (by seeds): smooth_l1 > cosine (4); next: seed 8 for smooth_l1, cosine"
     assert lines[-1] == "not decided (by seeds): smooth_l1 > cosine (6); next: no more"
     assert [v.verdict for v in sequential.judged(plan)] == ["supported", "undecided"]
 
