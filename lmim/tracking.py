@@ -284,7 +284,7 @@ class Tracker:
     def _feed(self, trial: RecordedTrial) -> None:
         folder = self._folder(trial.id)
         # before the rows: a trial that is done has written all of them
-        stands = standing(folder, self.plan.evaluations, trial.data_version)
+        stands = standing(folder, self.plan.judged_by(trial), trial.data_version)
         state = stands.state
         if state.status == "new":
             return
@@ -349,10 +349,14 @@ class Tracker:
 
     def _labels(self, trial: RecordedTrial) -> dict[str, str]:
         """What the plan calls a trial, which may change while its results stay."""
+        number = trial.suggestion
+        of_search = {} if number is None else {"lmim.suggestion": str(number + 1)}
+        which = "" if number is None else f" suggestion {number + 1}"
         return {
-            "mlflow.runName": f"{trial.arm} seed {trial.seed}",
+            "mlflow.runName": f"{trial.arm}{which} seed {trial.seed}",
             "lmim.arm": trial.arm,
             "lmim.seed": str(trial.seed),
+            **of_search,
             **{f"lmim.axis.{key}": str(value) for key, value in self._axes.get(trial.arm, {}).items()},
         }
 
@@ -399,7 +403,7 @@ class Tracker:
         for trial in self.plan.trials:
             folder = self._folder(trial.id)
             try:
-                words.add(standing(folder, self.plan.evaluations, trial.data_version).status)
+                words.add(standing(folder, self.plan.judged_by(trial), trial.data_version).status)
             except UserError:
                 words.add("failed")
         for word, status in (

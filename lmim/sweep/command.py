@@ -28,7 +28,7 @@ from lmim import pages
 from lmim.command import Parser, exit_code, out_folder
 from lmim.errors import UserError, count, fail
 from lmim.plan import ablation, record, tokenizers
-from lmim.sweep import sequential
+from lmim.sweep import sequential, studies
 from lmim.sweep.executors import Job, Stop, local_resources, on_ray, serial
 from lmim.sweep.screen import show_plan, summary, watch
 from lmim.sweep.standing import Plan
@@ -174,7 +174,7 @@ def command(args: argparse.Namespace, words: Sequence[str]) -> int:
     out.mkdir(parents=True, exist_ok=True)
     uri = args.tracking_uri or default_uri(out)
     stop = Stop(out / f".stop-{os.getpid()}-{secrets.token_hex(4)}")
-    if plan.missing(todo) or plan.stale():
+    if plan.missing(todo) or plan.stale() or any(search.left for search in plan.searches()):
         plan = bring_up_to_date(plan, args, uri, todo, stop, console)
         if stop.wanted():
             console.print(
@@ -203,7 +203,7 @@ def _exit_code(plan: Plan, console: Console) -> int:
     failed = plan.where("failed")
     for trial in failed:
         console.print(
-            f"failed: {trial.arm} seed {trial.seed} ({trial.id}): {plan.states[trial.id].error}",
+            f"failed: {trial.called} seed {trial.seed} ({trial.id}): {plan.states[trial.id].error}",
             style="red",
             markup=False,
             highlight=False,
@@ -224,8 +224,8 @@ def _exit_code(plan: Plan, console: Console) -> int:
         )
     if plan.sweep.undecided:
         console.print(
-            "Later stages wait for the winner of an earlier one, which has none: every arm of it failed, "
-            "diverged, is of other code, or was left out by --only",
+            "What stands on the winner of a stage or of a search waits for it, as there is none: all that it "
+            "chooses from failed, diverged, is of other code, or was left out by --only",
             style="red",
             highlight=False,
             soft_wrap=True,
@@ -237,7 +237,7 @@ def bring_up_to_date(
     plan: Plan, args: argparse.Namespace, uri: str, todo: Sequence[str], stop: Stop, console: Console
 ) -> Plan:
     """Run what is missing, then compare what other code made with today's; how the sweep stands then."""
-    root = plan.root
+    root, plan = plan.root, _suggest(plan)
     prepared = _prepare(_check(plan, args, todo), plan)  # before Ray starts: a folder may be damaged
     _fit(plan.missing(todo), root, console)
     stop.listen()
@@ -253,6 +253,7 @@ def bring_up_to_date(
     try:
         with cluster as execute, ThreadPoolExecutor(1) as pool:
             while not stop.wanted():
+                plan = _suggest(plan)
                 jobs = plan.missing(todo)
                 _prepare([job for job in jobs if job.trial.id not in prepared], plan)
                 prepared = frozenset()
@@ -283,6 +284,13 @@ def _grown(plan: Plan, args: argparse.Namespace, todo: Sequence[str], console: C
         before, plan = plan, sequential.more(plan, args.max_seeds, console)
         if plan is before:
             break
+    return plan
+
+
+def _suggest(plan: Plan) -> Plan:
+    """The plan with what the searches of its arms suggest next, as far as it was not tried already."""
+    while plan.searches() and studies.advance(plan.searches(), plan.root.parent):
+        plan = plan.settled()
     return plan
 
 

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from lmim.metrics import full_name
 from lmim.plan import ablation, cost
+from lmim.plan.record import RecordedSearch
 from lmim.sweep.executors import Stop
 from lmim.sweep.standing import Plan, cost_of
 from lmim.sweep.worker import GRACE
@@ -64,11 +65,11 @@ def trial_table(plan: Plan, running_only: bool = False) -> Table:
         if trial.provisional:  # its folder is that of the stand-in for the winner
             look, ended, shown = "dim", False, "no winner yet"
         table.add_row(
-            escape(trial.arm),
+            escape(trial.called),
             str(trial.seed),
             "[red]of other code[/]" if stands.excluded else f"[{look}]{state.outcome if ended else shown}[/]",
             f"{state.epoch}/{trial.config.optim.epochs}",
-            _measure(stands, metric),
+            _measure(stands, metric if trial.suggestion is None else plan.sweep.selection),
             duration(state.eta_seconds) if status == "running" and state.eta_seconds else "",
         )
     if len(trials) < len(plan.sweep.trials):
@@ -138,8 +139,8 @@ def watch(
 
 def _progress(plan: Plan) -> str:
     running = [
-        f"{trial.arm}/{trial.seed} {stands.state.epoch}/{trial.config.optim.epochs} "
-        + _measure(stands, plan.sweep.metric)
+        f"{trial.called}/{trial.seed} {stands.state.epoch}/{trial.config.optim.epochs} "
+        + _measure(stands, plan.sweep.metric if trial.suggestion is None else plan.sweep.selection)
         for trial in plan.where("running")
         for stands in [plan.states[trial.id]]
     ]
@@ -169,5 +170,6 @@ def show_plan(plan: Plan, out: Path, console: Console, limit: int | None = None)
     console.print(f"{sweep.name} at scale {sweep.scale}: {sweep.question}", markup=False, highlight=False)
     console.print(trial_table(plan))
     console.print(f"{summary(plan)}; {cost_line(cost_of(plan, out, limit))}", highlight=False, soft_wrap=True)
-    for line in [*sweep.choices, *(f"claim: {claim.text}" for claim in sweep.claims)]:
+    searched = [f"search: {RecordedSearch.of(search)}" for search in sweep.searches]
+    for line in [*sweep.choices, *searched, *(f"claim: {claim.text}" for claim in sweep.claims)]:
         console.print(line, markup=False, highlight=False, soft_wrap=True)

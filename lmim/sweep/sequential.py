@@ -40,8 +40,9 @@ def begin(sweep: ablation.Sweep, out: Path, most: int) -> ablation.Sweep:
     if not sweep.claims:
         fail(sweep.spec.sheet.where(), "--until-decided: expected claims to decide, found none")
     if sweep.selects or sweep.spec.design.by_seed:
-        where = sweep.spec.sheet.where("design")
-        fail(where, f"--until-decided: expected a design that selects no winner, found {sweep.design}")
+        key = "tune" if sweep.spec.search else "design"
+        named = key if sweep.spec.search else f"{key} {sweep.design}"
+        fail(sweep.spec.sheet.where(key), f"--until-decided: expected nothing that selects, found {named}")
     if most < max(FEWEST, len(start)):
         needed = f"the {len(start)} that the call begins with" if len(start) > FEWEST else f"{FEWEST}"
         fail("--max-seeds", f"expected at least {needed}, found {most}")

@@ -188,7 +188,10 @@ def test_a_design_that_selects_is_refused(tmp_path: Path, capsys: pytest.Capture
         "stages:\n  - axes: {loss: [mse, cosine]}\n"
     )
     assert command.main([*arguments(file), "--until-decided"]) == 2
-    assert f"{file}:2: --until-decided: expected a design that selects" in capsys.readouterr().err
+    assert (
+        f"{file}:2: --until-decided: expected nothing that selects, found design ladder"
+        in capsys.readouterr().err
+    )
 
 
 def test_the_command_decides_and_then_rests(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
