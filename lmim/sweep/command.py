@@ -156,17 +156,7 @@ def command(args: argparse.Namespace, words: Sequence[str]) -> int:
     if args.until_decided:
         plan = _grown(plan, args, todo, console)
     if args.dry_run:
-        if args.json:
-            print(json.dumps(plan.rows()))
-        else:
-            show_plan(plan, out, console, 1 if args.serial else args.max_concurrent)
-            if args.until_decided:
-                most = sequential.at_most(plan, args.max_seeds)
-                console.print(f"more seeds follow where a claim stays open: at most {most} trials in all")
-            for config in tokenizers.needed(job.trial.config for job in plan.missing(todo)):
-                there = tokenizers.folder(config, config.data.version).is_dir()
-                word = "is there" if there else "will be fitted first"
-                console.print(f"{tokenizers.tell(config)}: {word}", markup=False, highlight=False)
+        _show(plan, args, todo, console)
         _check(plan, args, todo)
         return 0
     from lmim.tracking import default_uri
@@ -183,7 +173,9 @@ def command(args: argparse.Namespace, words: Sequence[str]) -> int:
                 soft_wrap=True,
             )
             return 130
-        if plan.sweep.selects:  # who won the last stage
+        if (
+            plan.sweep.selects or plan.sweep.sequential
+        ):  # who won the last stage; seeds that were there already
             _open_tracker(uri, plan.sweep, out).close()
     else:
         all_counts = "nothing is to run" if plan.excluded() else "nothing is missing"
@@ -196,6 +188,21 @@ def command(args: argparse.Namespace, words: Sequence[str]) -> int:
             f"{error}; {summary(plan)}, kept in {out}: the same command makes the report"
         ) from None
     return _exit_code(plan, console)
+
+
+def _show(plan: Plan, args: argparse.Namespace, todo: Sequence[str], console: Console) -> None:
+    """What --dry-run prints."""
+    if args.json:
+        print(json.dumps(plan.rows()))
+    else:
+        show_plan(plan, plan.root.parent, console, 1 if args.serial else args.max_concurrent)
+        if args.until_decided:
+            most = sequential.at_most(plan, args.max_seeds)
+            console.print(f"more seeds follow where a claim stays open: at most {most} trials in all")
+        for config in tokenizers.needed(job.trial.config for job in plan.missing(todo)):
+            there = tokenizers.folder(config, config.data.version).is_dir()
+            word = "is there" if there else "will be fitted first"
+            console.print(f"{tokenizers.tell(config)}: {word}", markup=False, highlight=False)
 
 
 def _exit_code(plan: Plan, console: Console) -> int:
