@@ -54,6 +54,8 @@ class Trial:
     outcome: str = "learned"
     """Empty for what was only evaluated."""
     error: str = ""
+    early: str = ""
+    """Why it ended before its last step, if it did."""
     code: str = ""
     """Digest of the code that trained it."""
     commit: str = ""
@@ -349,6 +351,7 @@ def _trial(run: Any) -> Trial:
         status=tags.get("lmim.status", "unknown"),
         outcome=tags.get("lmim.outcome", ""),
         error=tags.get("lmim.error", ""),
+        early=tags.get("lmim.ended", ""),
         code=tags.get("lmim.code", ""),
         commit=tags.get("lmim.commit", ""),
         replayed=tags.get("lmim.replayed", ""),

@@ -6,14 +6,14 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from lmim.analysis import searches
 from lmim.analysis.claims import Verdict
 from lmim.analysis.intervals import Interval, interval
 from lmim.analysis.results import MACHINE, Arm, Results
-from lmim.errors import word
-from lmim.metrics import COLLAPSED
+from lmim.errors import count, word
+from lmim.metrics import COLLAPSED, SAVED
 
 NONE = "-"
 
@@ -33,6 +33,8 @@ class Row:
     gpu_hours: float
     flops: float = 0.0
     """Of one training; 0 where nothing is trained, or it was not counted."""
+    early: Mapping[str, int] = field(default_factory=dict)
+    """Of the outcomes, how many by ending early."""
 
 
 def rows(results: Results) -> tuple[Row, ...]:
@@ -52,6 +54,7 @@ def _row(arm: Arm, results: Results) -> Row:
         math.fsum(trial.core_seconds for trial in trials) / 3600,
         math.fsum(trial.metrics.get("system/gpu_seconds", 0.0) for trial in trials) / 3600,
         arm.flops,
+        Counter(t.outcome for t in trials if t.early),
     )
 
 
@@ -92,7 +95,7 @@ def cells(table: Sequence[Row], results: Results, none: str = NONE) -> list[list
             row.arm,
             str(row.n),
             *(number(row, key) for key in metrics),
-            ", ".join(f"{count} {outcome}" for outcome, count in row.outcomes.items()) or none,
+            _outcomes(row) or none,
             *[f"{row.flops / 1e12:.4g}" if row.flops else none] * counted,
             f"{row.core_hours:.3f}",
             *[f"{row.gpu_hours:.3f}"] * on_gpus,
@@ -101,13 +104,31 @@ def cells(table: Sequence[Row], results: Results, none: str = NONE) -> list[list
     ]
 
 
+def _outcomes(row: Row) -> str:
+    early = {outcome: f" ({number} ended early)" for outcome, number in row.early.items()}
+    return ", ".join(f"{number} {name}{early.get(name, '')}" for name, number in row.outcomes.items())
+
+
 def caption(results: Results) -> str:
     """What the figures in a table are."""
     flops = "TFLOPs are of one training, counted; " if any(arm.flops for arm in results.arms) else ""
     once = " (of one look; verdicts stand on a confidence sequence)" if results.sequential else ""
     return (
         f"Mean ± half-width of the {T_INTERVAL} over n seeds{once}; scale {results.setting}; {flops}"
-        f"hours are the sum over the row's trials.{chance(results)}"
+        f"hours are the sum over the row's trials.{saved(results)}{chance(results)}"
+    )
+
+
+def saved(results: Results) -> str:
+    """A sentence on what was saved by ending trials early, where some were."""
+    ended = [trial for trial in results.trials if trial.early]
+    if not ended:
+        return ""
+    hours = [math.fsum(t.metrics.get(name, 0.0) for t in ended) / 3600 for name in SAVED.values()]
+    told = [f"{found:.3f} {unit}-hours" for found, unit in zip(hours, ("core", "GPU"), strict=True) if found]
+    return (
+        f" {count(len(ended), 'trial')} ended early, by their journals' look of collapse, which saved about "
+        f"{' and '.join(told)}; their figures are of where they ended."
     )
 
 

@@ -15,9 +15,10 @@ from lmim.errors import UserError, count, fail, word
 from lmim.plan import cost, facts
 from lmim.plan.cells import labels
 from lmim.plan.claims import Claim, read_claims, read_only
-from lmim.plan.search import Searched, Study, Suggestions, Tried, tried
+from lmim.plan.search import Made, Searched, Study, Suggestions, Tried, tried
 from lmim.plan.settings import ARM, SET, Setting, Settings
 from lmim.plan.sweep_file import BASELINES, EQUAL_COMPUTE, Cell, Results, Spec, read
+from lmim.trial.ending import Ending
 from lmim.trial.evaluation import Evaluation
 
 MAX_TRIALS = 10_000
@@ -47,6 +48,8 @@ class Trial:
     provisional: bool = False
     suggestion: int | None = None
     """Which of its arm's search it tries, from 0; None for a trial of the table."""
+    ending: Ending | None = None
+    """What may end it early where that is its own: of a suggestion that is behind the others."""
 
     @property
     def called(self) -> str:
@@ -115,6 +118,16 @@ class Sweep:
     def judged_by(self, trial: Trial) -> tuple[Evaluation, ...]:
         """How a trial is judged: one that a search tries on validation data alone."""
         return self.spec.evaluations if trial.suggestion is None else self.spec.selecting
+
+    @property
+    def ending(self) -> Ending | None:
+        """What may end a trial of the table early."""
+        rule = self.spec.file.end_collapsed
+        return Ending(collapse=rule) if rule else None
+
+    def ending_of(self, trial: Trial) -> Ending | None:
+        """What may end a trial early."""
+        return trial.ending or self.ending
 
     @property
     def settings(self) -> dict[str, str]:
@@ -312,22 +325,23 @@ class _Builder:
         if not made:
             for end in [one.setting(value) for one in study.ranges for value in one.values]:
                 self.build(cell, {end.key: end})  # a UserError where an end does not go with the arm
-        search = Searched(study, tuple(self.suggested(cell, study, n, one) for n, one in enumerate(made)))
+        search = Searched(study, tuple(self.suggested(cell, study, n, made) for n in range(len(made))))
         self.searches.append(search)
         if not search.over or search.best is None:
             self.undecided = True
             return [replace(trial, provisional=True) for trial in trials]
         return self.build(cell, study.settings(search.best.params))
 
-    def suggested(self, cell: Cell, study: Study, number: int, params: Mapping[str, Any]) -> Tried:
+    def suggested(self, cell: Cell, study: Study, number: int, made: Sequence[Made]) -> Tried:
         """What a suggestion is tried with, and what came of it."""
         try:
-            built = self.build(cell, study.settings(params), study.search.seeds)
-            trials = [replace(trial, suggestion=number) for trial in built]
+            built = self.build(cell, study.settings(made[number].params), study.search.seeds)
+            ending = Ending(collapse=self.spec.file.end_collapsed, prune=study.prune(made[:number]))
+            trials = [replace(trial, suggestion=number, ending=ending) for trial in built]
         except UserError:  # values that do not go together
             trials = []
         self.trials += trials
-        return tried(params, [trial.id for trial in trials], self.results)
+        return tried(made[number].params, [trial.id for trial in trials], self.results)
 
     def build(
         self, cell: Cell, tuned: Settings | None = None, seeds: Sequence[int] | None = None

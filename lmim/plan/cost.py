@@ -192,7 +192,8 @@ def _measured(
     for config, state in finished:
         if state.outcome != "diverged":
             own = work[config.arm]
-            moving = _moving(config, config.optim.epochs, own, _recorded(config, own, machine, records))
+            epochs = state.epoch if state.ended else config.optim.epochs
+            moving = _moving(config, epochs, own, _recorded(config, own, machine, records))
             fixed, paces = found.setdefault(kind(config, _device(state)), ([], []))
             if moving > TRIAL_SECONDS:
                 paces.append(max(0.0, state.seconds - TRIAL_SECONDS) / moving)

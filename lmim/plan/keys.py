@@ -24,6 +24,7 @@ from lmim.plan import designs
 from lmim.plan.located_yaml import read_yaml
 from lmim.plan.settings import BASE, Schema
 from lmim.plan.sweep_file import BASELINES, PROJECT_ABLATIONS, SweepFile
+from lmim.trial.ending import Collapse
 from lmim.trial.evaluation import EVERY, read_evaluations
 
 Json = dict[str, Any]
@@ -129,6 +130,7 @@ def sweep_keys() -> list[Key]:
             if name not in SweepFile.model_fields:
                 key.read_by.append(design)
     found["design"].schema = {"enum": designs.names()}
+    found["end_collapsed"].schema = {"anyOf": [Collapse.model_json_schema(), {"type": "boolean"}]}
     found["baselines"].schema["items"] = {"enum": [*BASELINES]}
     found["name"].schema["pattern"] = found["name"].schema["pattern"].replace(r"\z", "$")
     return list(found.values())

@@ -17,6 +17,7 @@ from lmim.plan.ablation import Arm, Sweep
 from lmim.plan.claims import statement
 from lmim.plan.search import Kind, Searched, best, short
 from lmim.trial.code import code_digest, code_version
+from lmim.trial.ending import Ending
 from lmim.trial.evaluation import Evaluation
 
 LONGEST = 80
@@ -54,6 +55,8 @@ class RecordedTrial(BaseModel):
     data_version: str = ""
     suggestion: int | None = None
     """Of a search: which; such a trial is no row of the table."""
+    ending: Ending | None = None
+    """What may end it early where that is its own."""
 
 
 class RecordedSuggestion(BaseModel):
@@ -149,6 +152,7 @@ class Record(BaseModel):
     selecting: tuple[Evaluation, ...] = ()
     """How the trials of searches are judged."""
     searches: tuple[RecordedSearch, ...] = ()
+    ending: Ending | None = None
     metrics: dict[str, Metric] = {}
     """How each metric is called, in what it is measured, and which way is better."""
     notes: tuple[str, ...] = ()
@@ -185,6 +189,7 @@ class Record(BaseModel):
                     seed=t.seed,
                     data_version=t.config.data.version or "",
                     suggestion=t.suggestion,
+                    ending=t.ending,
                 )
                 for t in sweep.planned
             ),
@@ -192,6 +197,7 @@ class Record(BaseModel):
             selecting=sweep.spec.selecting,
             searches=tuple(map(RecordedSearch.of, sweep.searches)),
             metrics=known([*sweep.evaluations, *sweep.spec.selecting]),
+            ending=sweep.ending,
             notes=(*sweep.notes, *sweep.choices),
             classes=_classes(sweep),
             flops=_flops(sweep),

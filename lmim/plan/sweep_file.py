@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
-from pydantic import Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError
 
 from lmim.config import Section
 from lmim.errors import fail, nearest, show
@@ -19,6 +19,7 @@ from lmim.plan import designs
 from lmim.plan.located_yaml import Node, read_yaml
 from lmim.plan.search import Search, Tune, read_search
 from lmim.plan.settings import BASE, OWN, SCALE, Schema, Setting, Settings, expectation
+from lmim.trial.ending import Collapse
 from lmim.trial.evaluation import DEFAULT, EntryError, Evaluation, read_evaluations
 from lmim.variants import Count
 
@@ -45,6 +46,11 @@ BASELINES: dict[str, dict[str, Any]] = {
 }
 """What stands in the same table as the arms: the floor that they must rise above, MAE and a classifier for as
 many epochs, and for as many FLOPs, as the base."""
+
+
+def _switched(given: object) -> object:
+    """A rule that is written as `true` or `false`."""
+    return ({} if given else None) if isinstance(given, bool) else given
 
 
 class SweepFile(Section):
@@ -75,6 +81,10 @@ class SweepFile(Section):
     """Rows to compare with: `random_encoder` and `raw_pixels`, which need no training; `pixel_mim`, which is
     MAE, and `supervised`, a classifier alone; `pixel_mim_equal_compute` and `supervised_equal_compute`, with
     as many epochs as take the FLOPs of the base's."""
+    end_collapsed: Annotated[Collapse | None, BeforeValidator(_switched)] = None
+    """End trials early that have collapsed: `true`, or `{rank: 0.5, cosine: 0.95, patience: 3}`, when so many
+    looks in a row find the effective rank below that part of its first value and the cosine between images
+    above. Not with claims about collapse."""
 
 
 @dataclass(frozen=True)

@@ -30,9 +30,10 @@ from lmim.errors import UserError, count, fail
 from lmim.plan import ablation, record, tokenizers
 from lmim.sweep import sequential, studies
 from lmim.sweep.executors import Job, Stop, local_resources, on_ray, serial
-from lmim.sweep.screen import show_plan, summary, watch
+from lmim.sweep.screen import saving, show_plan, summary, watch
 from lmim.sweep.standing import Plan
 from lmim.sweep.worker import RESTARTS, record_failure
+from lmim.trial.ending import goes_on
 from lmim.trial.folder import Busy, State, TrialFolder
 
 if TYPE_CHECKING:
@@ -48,6 +49,8 @@ def conclude(plan: Plan, out: Path, uri: str, console: Console, as_json: bool) -
     if as_json:
         print(json.dumps({"trials": plan.rows(), "verdicts": report.verdicts(built)}))
     report.show(built, console)
+    if line := saving(plan):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     where_to = pages.how_to_open(uri, built.found.experiment, built.found.parent)
     console.print(f"MLflow: {where_to}", markup=False, soft_wrap=True, highlight=False)
 
@@ -384,6 +387,10 @@ def _prepare(jobs: Sequence[Job], plan: Plan) -> frozenset[str]:
     for job in jobs:
         folder = TrialFolder(plan.root, job.trial.id)
         folder.create(job.trial.config)
+        if plan.states[folder.id].status == "interrupted":
+            with contextlib.suppress(Busy), folder.lock():
+                if goes_on(folder.state(), folder, job.ending):
+                    folder.reopen()
         if plan.states[folder.id].status == "failed":
             with contextlib.suppress(Busy), folder.lock():  # who holds it has begun to try again
                 folder.forget_failures()

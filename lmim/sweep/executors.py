@@ -22,6 +22,7 @@ from lmim.config import Config
 from lmim.errors import UserError, brief
 from lmim.plan import ablation
 from lmim.sweep.worker import RESTARTS, record_failure, replay_here, run_here, run_on_worker
+from lmim.trial.ending import Ending
 from lmim.trial.evaluation import Evaluation
 from lmim.trial.folder import ProcessKilled, TrialFolder
 
@@ -124,6 +125,7 @@ class Job:
     trial: ablation.Trial
     evaluations: Sequence[Evaluation] = ()
     replay: Sequence[str] = ()
+    ending: Ending | None = None
 
 
 Executor = Callable[[Sequence[Job]], None]
@@ -144,7 +146,7 @@ def serial(root: Path, stop: Stop) -> Iterator[Executor]:
                 replay_here(folder, job.replay)
                 continue
             try:
-                run_here(job.trial.config, folder, job.evaluations, stop.wanted)
+                run_here(job.trial.config, folder, job.evaluations, stop.wanted, job.ending)
             except ProcessKilled as killed:
                 record_failure(folder, str(killed))
 
@@ -265,6 +267,7 @@ def _fit(
             "id": job.trial.id,
             "evaluations": [asdict(one) for one in job.evaluations],
             "replay": list(job.replay),
+            "ending": job.ending and job.ending.model_dump(),
             "halt": str(stop.file),
             "cwd": os.getcwd(),
             "share": resources.share(job.trial.config),

@@ -13,12 +13,14 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from lmim.metrics import full_name
+from lmim.errors import count
+from lmim.metrics import SAVED, full_name
 from lmim.plan import ablation, cost
 from lmim.plan.record import RecordedSearch
 from lmim.sweep.executors import Stop
 from lmim.sweep.standing import Plan, cost_of
 from lmim.sweep.worker import GRACE
+from lmim.trial.folder import UNJUDGED
 from lmim.trial.standing import Standing
 
 if TYPE_CHECKING:
@@ -60,7 +62,7 @@ def trial_table(plan: Plan, running_only: bool = False) -> Table:
         stands = plan.states[trial.id]
         state, status = stands.state, stands.status
         look = {"done": "green", "failed": "red", "running": "cyan"}.get(status, "dim")
-        ended = status == "done" and state.outcome in ("collapsed", "diverged")
+        ended = status == "done" and state.outcome in ("collapsed", *UNJUDGED)
         shown = {"new": "waiting", "trained": "to judge"}.get(status, status)
         if trial.provisional:  # its folder is that of the stand-in for the winner
             look, ended, shown = "dim", False, "no winner yet"
@@ -101,6 +103,17 @@ def summary(plan: Plan) -> str:
     said = ", ".join(f"{count} {word}" for count, word in counts if count) or "no trials"
     excluded = len(plan.excluded())
     return f"{said}; {excluded} of those done of other code and in no table" if excluded else said
+
+
+def saving(plan: Plan) -> str:
+    """What it saved that trials were ended early, if any were."""
+    done = [plan.states[trial.id] for trial in plan.where("done")]
+    ended = [stands.metrics for stands in done if stands.state.ended]
+    if not ended:
+        return ""
+    spent = [(sum(one.get(name, 0.0) for one in ended) / 3600, name) for name in SAVED.values()]
+    hours = [f"{found:.3f} {'GPU' if 'gpu' in name else 'core'}-hours" for found, name in spent if found]
+    return f"{count(len(ended), 'trial')} ended early, which saved about {' and '.join(hours)}"
 
 
 def watch(

@@ -45,7 +45,7 @@ class Plan:
     def missing(self, todo: Sequence[str]) -> list[Job]:
         """What to run now: in a ladder, trials of the stages whose predecessor has its winner."""
         wanted = [trial for trial in self.where(*todo) if not trial.provisional]
-        return [Job(trial, self.sweep.judged_by(trial)) for trial in wanted]
+        return [Job(t, self.sweep.judged_by(t), ending=self.sweep.ending_of(t)) for t in wanted]
 
     def stale(self) -> list[Job]:
         """One trial of each arm and code that is not today's and was not yet compared with it."""
@@ -98,7 +98,9 @@ class Plan:
 
 
 def _look(sweep: ablation.Sweep, trial: ablation.Trial, root: Path) -> Standing:
-    return standing(TrialFolder(root, trial.id), sweep.judged_by(trial), trial.config.data.version or "")
+    version = trial.config.data.version or ""
+    judged, ending = sweep.judged_by(trial), sweep.ending_of(trial)
+    return standing(TrialFolder(root, trial.id), judged, version, ending)
 
 
 def cost_of(plan: Plan, out: Path, limit: int | None) -> cost.Estimate | None:

@@ -12,22 +12,21 @@ import hashlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
 
 from lmim.errors import UserError, brief
-from lmim.plan.search import Searched, Study, Suggestions, distribution
+from lmim.plan.search import STARTUP, Made, Searched, Study, Suggestions, Tried, distribution
+from lmim.trial.folder import TrialFolder
 
 if TYPE_CHECKING:
     import optuna
-
-STARTUP = 5
-"""Suggestions by chance before the first by TPE. Optuna's ten would be most of a small search."""
 
 
 def suggested(studies: Iterable[Study], out: Path) -> Suggestions:
     """What was suggested so far."""
     return {
-        one.identity: [trial.params for trial in _open(one, file).trials]
+        one.identity: [Made(trial.params, trial.intermediate_values) for trial in _open(one, file).trials]
         for one in studies
         if (file := _file(one, out)).is_file()
     }
@@ -44,28 +43,41 @@ def advance(searches: Sequence[Searched], out: Path) -> bool:
     lock = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)  # two commands at one sweep must not both ask
-        asked = [_advance(search, _open(search.study, _file(search.study, out))) for search in searches]
+        asked = [_advance(search, _open(search.study, _file(search.study, out)), out) for search in searches]
         return any(asked)
     finally:
         os.close(lock)
 
 
-def _advance(search: Searched, study: "optuna.Study") -> bool:
-    from optuna.trial import TrialState
-
+def _advance(search: Searched, study: "optuna.Study", out: Path) -> bool:
     made = study.trials
     if len(made) > len(search.tried):  # by another command meanwhile
         return True
     for trial, tried in zip(made, search.tried, strict=False):
         if tried.over and not trial.state.is_finished():
-            failed = tried.value is None
-            study.tell(trial.number, tried.value, TrialState.FAIL if failed else TrialState.COMPLETE)
+            _tell(study, trial, tried, out)
     if not all(one.over for one in search.tried):
         return False
     lot = min(search.study.search.at_once, search.left)
     for _ in range(lot):
         _ask(search.study, study)
     return lot > 0
+
+
+def _tell(study: "optuna.Study", trial: "optuna.trial.FrozenTrial", tried: Tried, out: Path) -> None:
+    """What a suggestion came to: a value, nothing, or its looks at validation data where it was pruned."""
+    from optuna.trial import Trial, TrialState
+
+    folders = [TrialFolder(out / "trials", one) for one in tried.trials]
+    looks = [folder.looks() for folder in folders]
+    for epoch in sorted(set[int]().union(*looks)):
+        values = [found[epoch] for found in looks if epoch in found]
+        Trial(study, trial._trial_id).report(fmean(values), epoch)
+    state = TrialState.COMPLETE
+    if tried.value is None:
+        pruned = any(folder.state().outcome == "pruned" for folder in folders)
+        state = TrialState.PRUNED if pruned else TrialState.FAIL
+    study.tell(trial.number, tried.value, state)
 
 
 def _ask(arm: Study, study: "optuna.Study") -> None:

@@ -25,6 +25,7 @@ from lmim import variants
 from lmim.config import Config
 from lmim.errors import cause
 from lmim.trial.code import code_digest, code_version, libraries
+from lmim.trial.ending import Ending, goes_on
 from lmim.trial.evaluation import Evaluation, Result, write_result
 from lmim.trial.folder import Busy, ProcessKilled, TrialFolder, signal_name
 from lmim.variants import place_of
@@ -58,7 +59,11 @@ class _Recorded:
 
 
 def run_here(
-    config: Config, folder: TrialFolder, evaluations: Sequence[Evaluation], stop: Callable[[], bool]
+    config: Config,
+    folder: TrialFolder,
+    evaluations: Sequence[Evaluation],
+    stop: Callable[[], bool],
+    ending: Ending | None = None,
 ) -> None:
     """Train and judge in this process; wait for another one that is at the same trial.
 
@@ -69,13 +74,15 @@ def run_here(
     from lmim.train.loop import train
 
     def over() -> bool:
-        return folder.state().status == "done" and not folder.missing(evaluations, config.data.version)
+        state = folder.state()
+        done = state.status == "done" and not goes_on(state, folder, ending)
+        return done and not folder.missing(evaluations, config.data.version)
 
     while not stop() and not over():
         with _Recorded(folder, config.sources):
             ensure_for(folder, config)
             try:
-                train(config, folder, evaluations, stop=stop)
+                train(config, folder, evaluations, stop=stop, ending=ending)
             except Busy:
                 time.sleep(0.5)
                 continue
@@ -158,7 +165,8 @@ def _child(request: Mapping[str, Any], server: int) -> NoReturn:
             replay_here(folder, request["replay"])
         else:
             evaluations = [Evaluation(**one) for one in request["evaluations"]]
-            run_here(folder.config(), folder, evaluations, stopping.is_set)
+            ending = request["ending"] and Ending.model_validate(request["ending"])
+            run_here(folder.config(), folder, evaluations, stopping.is_set, ending)
         code = 0
     except ProcessKilled as killed:  # the server starts the trial again, as if this process had been
         print(killed, file=sys.stderr, flush=True)

@@ -3,7 +3,7 @@
 import pytest
 
 from lmim.plan.ablation import Sweep
-from lmim.plan.search import Searched, best, tried
+from lmim.plan.search import STARTUP, Made, Searched, best, tried
 from tests.plan.conftest import Folder
 
 ARMS = "axes: {loss: [mse, patch_discrimination]}\nseeds: [3, 4]\n"
@@ -14,8 +14,8 @@ def tuned(keys: str, more: str = "", arms: str = ARMS) -> str:
     return f"{arms}tune:\n  keys: {{{keys}}}\n  trials: 3\n{more}"
 
 
-def suggestions(sweep: Sweep, *values: dict[str, float]) -> dict[str, list[dict[str, float]]]:
-    return {search.study.identity: list(values) for search in sweep.searches}
+def suggestions(sweep: Sweep, *values: dict[str, float]) -> dict[str, list[Made]]:
+    return {search.study.identity: [Made(one, {}) for one in values] for search in sweep.searches}
 
 
 @pytest.mark.parametrize(
@@ -187,3 +187,18 @@ def test_the_recipe_is_tried_first_where_it_lies_in_the_ranges(folder: Folder) -
 
     assert recipes(inside) == [{"optim.base_lr": 0.004}] * 2
     assert recipes(outside) == [None, None]
+
+
+def test_a_suggestion_is_pruned_by_the_lots_before_its_own(folder: Folder) -> None:
+    """By one of its own lot, whether it is pruned would hang on which of them was faster."""
+    text = tuned(LR, "  prune: median\n  at_once: 2\nconfig: {optim.epochs: 8}\n").replace(
+        "trials: 3", "trials: 9"
+    )
+    (study, _) = (search.study for search in folder.load(text).searches)
+    made = [Made({}, {2: float(n), 4: 10.0 * n} if n else {2: 0.0}) for n in range(8)]
+    assert study.prune(made[:4]) == study.prune(made[:5])
+    few, enough = study.prune(made[:STARTUP]), study.prune(made[:7])
+    assert few is not None
+    assert enough is not None
+    assert few.looks == ((2, None), (4, None), (6, None))
+    assert enough.looks == ((2, 2.5), (4, 30.0), (6, None)), "the fifth of them at 4 is one too few at 6"

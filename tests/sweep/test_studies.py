@@ -7,13 +7,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import optuna
 import psutil
 import pytest
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 
 from lmim.errors import UserError
+from lmim.metrics import VAL_NN
 from lmim.plan.ablation import Sweep, load
-from lmim.plan.search import Tried
+from lmim.plan.search import Made, Tried
 from lmim.sweep.studies import advance, suggested
+from lmim.trial.folder import TrialFolder
 from tests.plan.conftest import Folder
 from tests.sweep.running import arguments, eventually, folders, reported, run, start, write
 
@@ -97,6 +102,11 @@ def test_a_search_on_ray_that_was_killed_ten_times_ends_in_the_table_of_a_serial
     check_equal(tmp_path, 10)
 
 
+def study_of(identity: str, out: Path) -> optuna.Study:
+    file = out / "studies" / f"{identity}.log"
+    return optuna.load_study(study_name=None, storage=JournalStorage(JournalFileBackend(str(file))))
+
+
 def over(sweep: Sweep, value: float) -> Sweep:
     """The sweep when all that was suggested came to a value that the suggestion gives."""
     results = {
@@ -105,7 +115,7 @@ def over(sweep: Sweep, value: float) -> Sweep:
         for index, one in enumerate(search.tried)
         for trial in one.trials
     }
-    made = {s.study.identity: [one.params for one in s.tried] for s in sweep.searches}
+    made = {s.study.identity: [Made(one.params, {}) for one in s.tried] for s in sweep.searches}
     return sweep.replan(results, made)
 
 
@@ -147,17 +157,27 @@ def test_two_commands_do_not_both_ask(sweep: Sweep, tmp_path: Path) -> None:
 
 def test_a_failed_suggestion_is_told_as_one(sweep: Sweep, tmp_path: Path) -> None:
     """It counts for the budget, and the sampler learns nothing wrong from it."""
-    import optuna
-    from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend
-
     asked = ask(sweep, tmp_path)
     first = asked.searches[0]
     lost = [Tried(one.params, one.trials, over=True, value=None) for one in first.tried]
     advance([replace(first, tried=tuple(lost))], tmp_path)
-    file = tmp_path / "studies" / f"{first.study.identity}.log"
-    study = optuna.load_study(study_name=None, storage=JournalStorage(JournalFileBackend(str(file))))
+    study = study_of(first.study.identity, tmp_path)
     assert [trial.state.name for trial in study.trials] == ["FAIL", "FAIL", "RUNNING", "RUNNING"]
+
+
+def test_a_pruned_suggestion_is_told_with_what_it_reached(sweep: Sweep, tmp_path: Path) -> None:
+    """A sampler that took it for a failure would look there again."""
+    asked = ask(sweep, tmp_path)
+    first = asked.searches[0]
+    folder = TrialFolder(tmp_path / "trials", first.tried[0].trials[0])
+    folder.update(status="done", outcome="pruned")
+    for epoch, value in ((1, 7.0), (2, 9.0)):
+        folder.append(epoch, {VAL_NN: value, "train/epoch": epoch})
+    lost = replace(first.tried[0], over=True, value=None)
+    advance([replace(first, tried=(lost, *first.tried[1:]))], tmp_path)
+    made = suggested([first.study], tmp_path)[first.study.identity]
+    assert [one.reached for one in made] == [{1: 7.0, 2: 9.0}, {}]
+    assert study_of(first.study.identity, tmp_path).trials[0].state.name == "PRUNED"
 
 
 def test_looking_writes_nothing(sweep: Sweep, tmp_path: Path) -> None:
