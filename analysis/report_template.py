@@ -54,6 +54,16 @@ display(Markdown("\n\n".join(parts[1:3])))
 # %%
 display(Image("comparison.png", alt="Seeds, mean and interval of each arm"))
 
+# %%
+if report["searches"]:
+    head, *rows = [
+        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in report["searches"]
+    ]
+    display(Markdown("## Search"))
+    display(HTML(f"<table><thead>{head.replace('td>', 'th>')}</thead><tbody>{''.join(rows)}</tbody></table>"))
+    display(HTML(f"<p class=note>{escape(report['searched'])}</p>"))
+    display(Image("search.png", alt="Best value so far of each arm, and each suggestion over its keys"))
+
 # %% [markdown]
 # ## Training and collapse
 

@@ -8,9 +8,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from lmim.analysis import searches
 from lmim.analysis.claims import Verdict
 from lmim.analysis.intervals import Interval, interval
-from lmim.analysis.results import MACHINE, Arm, Results, Trial
+from lmim.analysis.results import MACHINE, Arm, Results
 from lmim.errors import count, word
 from lmim.metrics import COLLAPSED, SAVED
 
@@ -50,19 +51,11 @@ def _row(arm: Arm, results: Results) -> Row:
         len(trials),
         {key: interval(t.metrics[key] for t in trials if key in t.metrics) for key in results.metrics},
         dict(sorted(Counter(t.outcome for t in trials if t.outcome).items())),
-        math.fsum(map(_core_seconds, trials)) / 3600,
+        math.fsum(trial.core_seconds for trial in trials) / 3600,
         math.fsum(trial.metrics.get("system/gpu_seconds", 0.0) for trial in trials) / 3600,
         arm.flops,
         Counter(t.outcome for t in trials if t.early),
     )
-
-
-def _core_seconds(trial: Trial) -> float:
-    if "system/core_seconds" in trial.metrics:
-        return trial.metrics["system/core_seconds"]
-    # an older trial's: right where no resume took other cores
-    cores = float(trial.params.get("run.cpus", 1)) * float(trial.params.get("run.processes", 1))
-    return trial.metrics.get("system/seconds", 0.0) * cores
 
 
 def decimals(values: Iterable[float]) -> int:
@@ -237,6 +230,11 @@ def to_markdown(table: Sequence[Row], results: Results, verdicts: Sequence[Verdi
         first, *rest = verdict_lines(verdicts)
         rest = [[escaped(claim), *found, escaped(why)] for claim, *found, why in rest]
         parts += [_pipes([first, ["---"] * len(first), *rest]), note(verdicts)]
+    if results.searches:
+        first, *rest = searches.lines(results)
+        rest = [list(map(escaped, line)) for line in rest]
+        parts += [_pipes([list(map(escaped, first)), ["---", *["---:"] * (len(first) - 1)], *rest])]
+        parts += [escaped(searches.note(results))]
     parts += ["\n".join(f"- {escaped(note)}" for note in results.notes)] * bool(results.notes)
     return "\n\n".join(parts) + "\n"
 

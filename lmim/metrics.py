@@ -45,6 +45,10 @@ SPREAD_RATIO = "collapse/spread_ratio"
 """The spread of the images' directions over that before training."""
 NN_GAIN = "collapse/nn_gain"
 """What 1-NN accuracy rose by, as a part of what it was before training or, if less, of what was wrong."""
+VAL_NN = "search/nn_top1"
+"""1-NN accuracy among some validation images, which a search prunes by."""
+SECONDS = "system/seconds"
+"""What a trial took; measured at its end."""
 COLLAPSED = 0.5
 """A trial has collapsed when each of the three is below."""
 SAVED = {
@@ -60,6 +64,7 @@ OWN: dict[str, Metric] = {
         Metric(SPREAD_RATIO, "spread ratio", better="higher"),
         Metric(NN_GAIN, "gain in 1-NN accuracy", better="higher"),
         Metric("collapse/nn_top1", "1-NN top-1 of some images", "%", "higher"),
+        Metric(VAL_NN, "1-NN top-1 of some validation images", "%", "higher"),
         Metric("collapse/rank", "effective rank", better="higher"),
         Metric("collapse/image_cosine", "cosine between images", better="lower"),
         Metric("collapse/patch_cosine", "cosine between patches", better="lower"),
@@ -69,7 +74,7 @@ OWN: dict[str, Metric] = {
         Metric("train/grad_norm", "gradient norm"),
         Metric("train/lr", "learning rate"),
         Metric("train/epoch", "epoch"),
-        Metric("system/seconds", "time", "s", "lower"),
+        Metric(SECONDS, "time", "s", "lower"),
         Metric("system/core_seconds", "core time", "s", "lower"),
         Metric("system/gpu_seconds", "GPU time", "s", "lower"),
         Metric("system/saved_core_seconds", "core time saved by ending early", "s"),

@@ -198,6 +198,10 @@ class Tracker:
             self._warned.add(kind)
             log.warning(text)
 
+    def _standing(self, folder: TrialFolder, trial: RecordedTrial) -> Standing:
+        judged, ending = self.plan.judged_by(trial), trial.ending or self.plan.ending
+        return standing(folder, judged, trial.data_version, ending)
+
     def _folder(self, trial: str) -> TrialFolder:
         return TrialFolder(self.out / "trials", trial)
 
@@ -284,7 +288,7 @@ class Tracker:
     def _feed(self, trial: RecordedTrial) -> None:
         folder = self._folder(trial.id)
         # before the rows: a trial that is done has written all of them
-        stands = standing(folder, self.plan.evaluations, trial.data_version, self.plan.ending)
+        stands = self._standing(folder, trial)
         state = stands.state
         if state.status == "new":
             return
@@ -353,10 +357,14 @@ class Tracker:
 
     def _labels(self, trial: RecordedTrial) -> dict[str, str]:
         """What the plan calls a trial, which may change while its results stay."""
+        number = trial.suggestion
+        of_search = {} if number is None else {"lmim.suggestion": str(number + 1)}
+        which = "" if number is None else f" suggestion {number + 1}"
         return {
-            "mlflow.runName": f"{trial.arm} seed {trial.seed}",
+            "mlflow.runName": f"{trial.arm}{which} seed {trial.seed}",
             "lmim.arm": trial.arm,
             "lmim.seed": str(trial.seed),
+            **of_search,
             **{f"lmim.axis.{key}": str(value) for key, value in self._axes.get(trial.arm, {}).items()},
         }
 
@@ -403,8 +411,7 @@ class Tracker:
         for trial in self.plan.trials:
             folder = self._folder(trial.id)
             try:
-                stands = standing(folder, self.plan.evaluations, trial.data_version, self.plan.ending)
-                words.add(stands.status)
+                words.add(self._standing(folder, trial).status)
             except UserError:
                 words.add("failed")
         for word, status in (

@@ -195,8 +195,9 @@ class Purse:
 
 
 def rounds(trials: Sequence[Trial], seeds: Sequence[int]) -> list[list[Trial]]:
-    """Trials by seed, in the order of the seeds."""
-    return [some for seed in seeds if (some := [trial for trial in trials if trial.seed == seed])]
+    """Trials by seed: those of searches, which have seeds of their own, then those of the rows."""
+    order = dict.fromkeys([*(trial.seed for trial in trials if trial.seed not in seeds), *seeds])
+    return [some for seed in order if (some := [trial for trial in trials if trial.seed == seed])]
 
 
 def listed(trials: Sequence[Trial]) -> str:

@@ -29,6 +29,7 @@ from lmim import pages
 from lmim.command import Parser, exit_code, out_folder
 from lmim.errors import UserError, count
 from lmim.plan import ablation, record, tokenizers
+from lmim.sweep import studies
 from lmim.sweep.budget import Purse, check_kind, listed, read_budget, rounds
 from lmim.sweep.executors import Job, Stop, local_resources, on_ray, serial
 from lmim.sweep.screen import cost_line, duration, saving, show_plan, summary, watch
@@ -180,7 +181,7 @@ def command(args: argparse.Namespace, words: Sequence[str]) -> int:
     if purse:
         _check_budget(plan, args.address, purse, todo, console)
     stop = Stop(out / f".stop-{os.getpid()}-{secrets.token_hex(4)}")
-    if plan.missing(todo) or plan.stale():
+    if plan.missing(todo) or plan.stale() or any(search.left for search in plan.searches()):
         plan = bring_up_to_date(plan, args, uri, todo, stop, console, purse)
         if stop.signals > (purse.expired if purse else 0):
             console.print(
@@ -203,7 +204,7 @@ def command(args: argparse.Namespace, words: Sequence[str]) -> int:
         ) from None
     failed = _exit_code(plan, console)
     if purse and (missing := _left_out(plan)):
-        found = cost_line(cost_of(plan, out, machine, missing))
+        found = cost_line(cost_of(plan, out, machine))
         console.print(
             f"The budget is spent ({purse.told()}). Missing: {listed(missing)}; {found}. To go on:\n"
             f"  python -m lmim.sweep {shlex.join(words)}",
@@ -233,7 +234,9 @@ def _check_budget(
     Raises:
         UserError: it cannot, or the trials take none of what the budget is of.
     """
-    budget, trials = purse.budget, [job.trial for job in plan.missing(todo)]
+    budget = purse.budget
+    # before a search has suggested anything, its rows are priced as they stand
+    trials = [job.trial for job in plan.missing(todo)] or plan.where(*todo)
     check_kind(budget, purse.machine, trials, address)
     if not trials:
         return
@@ -271,7 +274,7 @@ def _exit_code(plan: Plan, console: Console) -> int:
     failed = plan.where("failed")
     for trial in failed:
         console.print(
-            f"failed: {trial.arm} seed {trial.seed} ({trial.id}): {plan.states[trial.id].error}",
+            f"failed: {trial.called} seed {trial.seed} ({trial.id}): {plan.states[trial.id].error}",
             style="red",
             markup=False,
             highlight=False,
@@ -293,8 +296,8 @@ def _exit_code(plan: Plan, console: Console) -> int:
     undecided = plan.sweep.undecided and not _left_out(plan)
     if undecided:
         console.print(
-            "Later stages wait for the winner of an earlier one, which has none: every arm of it failed, "
-            "diverged, is of other code, or was left out by --only",
+            "What stands on the winner of a stage or of a search waits for it, as there is none: all that it "
+            "chooses from failed, diverged, is of other code, or was left out by --only",
             style="red",
             highlight=False,
             soft_wrap=True,
@@ -312,7 +315,7 @@ def bring_up_to_date(
     purse: Purse | None = None,
 ) -> Plan:
     """Run what is missing, then compare what other code made with today's; how the sweep stands then."""
-    root = plan.root
+    root, plan = plan.root, _suggest(plan)
     prepared = _prepare(_check(plan, args, todo), plan)  # before Ray starts: a folder may be damaged
     _fit(plan.missing(todo), root, console)
     stop.listen()
@@ -329,6 +332,7 @@ def bring_up_to_date(
     try:
         with cluster as execute, ThreadPoolExecutor(1) as pool:
             while not stop.wanted():
+                plan = _suggest(plan)
                 jobs = _payable(plan, plan.missing(todo), purse)
                 _prepare([job for job in jobs if job.trial.id not in prepared], plan)
                 prepared = frozenset()
@@ -364,6 +368,13 @@ def _payable(plan: Plan, jobs: list[Job], purse: Purse | None) -> list[Job]:
         return []
     allowance = purse.allowance(trials, found, plan.root)
     return [replace(job, allowance=allowance) for job in jobs if job.trial in trials]
+
+
+def _suggest(plan: Plan) -> Plan:
+    """The plan with what the searches of its arms suggest next, as far as it was not tried already."""
+    while plan.searches() and studies.advance(plan.searches(), plan.root.parent):
+        plan = plan.settled()
+    return plan
 
 
 def _fit(jobs: Sequence[Job], root: Path, console: Console) -> None:

@@ -36,7 +36,7 @@ from lmim.evaluate import judge
 from lmim.evaluate.collapse import diagnostics
 from lmim.evaluate.features import encode_split
 from lmim.evaluate.nn import nn_top1
-from lmim.metrics import COLLAPSED, NN_GAIN, RANK_RATIO, SAVED, SPREAD_RATIO, kept
+from lmim.metrics import COLLAPSED, NN_GAIN, RANK_RATIO, SAVED, SECONDS, SPREAD_RATIO, VAL_NN, kept
 from lmim.objectives import Objective, Setup
 from lmim.schedules import learning_rate
 from lmim.train import checkpoint, processes
@@ -153,14 +153,14 @@ class Run:
 
     def _probe(self) -> Float[Tensor, "b c s s"]:
         """The images on which collapse is watched."""
-        some, side = self._some_test_images(self.config.watch.images), self.config.data.image_size
+        some, side = self._some_images(self.config.watch.images), self.config.data.image_size
         images, boxes = (part.to(self.device) for part in some.read(torch.arange(len(some)), side))
         return normalise(crop(images, boxes, side), self.mean, self.std)
 
-    def _some_test_images(self, count: int) -> Subset:
-        """At most so many, the same for every trial."""
-        test = self.dataset.test
-        return Subset(test, torch.randperm(len(test), generator=generator(0, "probe"))[:count])
+    def _some_images(self, count: int, split: Literal["test", "val"] = "test") -> Subset:
+        """At most so many that are not trained on, the same for every trial."""
+        images = self.dataset.val if split == "val" else self.dataset.test
+        return Subset(images, torch.randperm(len(images), generator=generator(0, "probe"))[:count])
 
     def autocast(self) -> torch.autocast:
         """bfloat16 where the config says so; the weights stay float32."""
@@ -245,17 +245,18 @@ class Run:
         self.objective.train()
         return {f"collapse/{name}": value.item() for name, value in measures.items()}
 
-    def nearest(self) -> dict[str, float]:
+    def nearest(self, split: Literal["test", "val"] = "test") -> dict[str, float]:
         """Whether nearest neighbours tell images apart; among more than the probe's, as it is no curve."""
 
         def encode(images: Float[Tensor, "b c s s"]) -> Float[Tensor, "b d"]:
             return self.objective.patch_features(images).mean(dim=1)
 
-        some, side = self._some_test_images(NEAREST), self.config.data.image_size
+        some, side = self._some_images(NEAREST, split), self.config.data.image_size
         self.objective.eval()
         features = torch.cat([*encode_split(encode, self.dataset, some, side, self.device)])
         self.objective.train()
-        return {"collapse/nn_top1": nn_top1(features.to(self.device), some.labels.to(self.device))}
+        name = VAL_NN if split == "val" else "collapse/nn_top1"
+        return {name: nn_top1(features.to(self.device), some.labels.to(self.device))}
 
     def took(self, seconds: float) -> tuple[float, float]:
         """The core-seconds and the GPU-seconds of so many seconds, by what the config asks for."""
@@ -431,8 +432,16 @@ def _train(
     def over() -> bool:
         """Whether the rule ends the trial at this look, and the end would call it what it is ended for."""
         nonlocal ended
-        found = ending.verdict(folder.rows()[0]) if ending else ""
-        ended = found if found and _outcome(run, "ended")[0] == "collapsed" else ""
+        if not ending:
+            return False
+        rows, _ = folder.rows()
+        seen = any(VAL_NN in row.metrics for row in rows if row.step == run.progress.step)
+        if ending.looks_at(run.progress.step / run.per_epoch) and not seen:  # else it goes on from this step
+            note(run.nearest("val") | {"train/epoch": run.progress.step / run.per_epoch})
+            rows, _ = folder.rows()
+        found = ending.verdict(rows)
+        same = found.startswith(PRUNED) or (found and _outcome(run, "ended")[0] == "collapsed")
+        ended = found if same else ""
         return bool(ended)
 
     if run.progress.step == 0:
@@ -450,8 +459,8 @@ def _train(
         return journal.set(status="interrupted", step=run.progress.step, seconds=keep_time())
     if end in ("trained", "ended"):
         save()
-    outcome, ratios = _outcome(run, end)
-    results = {"system/seconds": keep_time(), "system/core_seconds": run.progress.core_seconds}
+    outcome, ratios = (PRUNED, {}) if ended.startswith(PRUNED) else _outcome(run, end)
+    results = {SECONDS: keep_time(), "system/core_seconds": run.progress.core_seconds}
     if run.progress.gpu_seconds:
         results["system/gpu_seconds"] = run.progress.gpu_seconds
     if end == "ended":  # by its own pace
@@ -463,6 +472,8 @@ def _train(
 
 
 End = Literal["trained", "ended", "diverged", "interrupted"]
+PRUNED = "pruned"
+"""The outcome of what a search has ended; the reason begins with it."""
 
 
 def _outcome(run: Run, end: End) -> tuple[str | None, dict[str, float]]:

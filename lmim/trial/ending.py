@@ -11,7 +11,7 @@ from pydantic import Field, PositiveInt
 
 from lmim.config import Section
 from lmim.errors import count
-from lmim.metrics import COLLAPSED
+from lmim.metrics import COLLAPSED, VAL_NN
 from lmim.trial.folder import Row, State, TrialFolder
 
 
@@ -46,14 +46,37 @@ class Collapse(Section):
         )
 
 
+class Prune(Section):
+    """Median stopping within a search (Golovin et al. 2017): what is behind half of those before it ends."""
+
+    looks: tuple[tuple[int, float | None], ...]
+    """After which epochs the validation data are looked at, and the median of the earlier suggestions there:
+    None while these are too few to tell."""
+
+    def verdict(self, rows: Sequence[Row]) -> str:
+        """Why a trial with this journal is pruned; empty if it is not."""
+        found = [row.metrics[VAL_NN] for row in rows if VAL_NN in row.metrics]
+        for value, (epoch, median) in zip(found, self.looks, strict=False):
+            if median is not None and value < median:
+                behind = f"1-NN on validation data {value:.2f} after epoch {epoch}"
+                return f"pruned: {behind}, below {median:.2f}, the median of the suggestions before it"
+        return ""
+
+
 class Ending(Section):
     """What may end a trial early; a rule that is not there ends none."""
 
     collapse: Collapse | None = None
+    prune: Prune | None = None
+
+    def looks_at(self, epoch: float) -> bool:
+        """Whether the validation data are to be looked at after this epoch."""
+        return self.prune is not None and epoch in [at for at, _ in self.prune.looks]
 
     def verdict(self, rows: Sequence[Row]) -> str:
-        """Why a trial with this journal ends after its last row; empty if it goes on."""
-        return self.collapse.verdict(rows) if self.collapse else ""
+        """Why a trial with this journal ends after its last row, its outcome first; empty if it goes on."""
+        pruned = self.prune.verdict(rows) if self.prune else ""
+        return pruned or (self.collapse.verdict(rows) if self.collapse else "")
 
 
 def goes_on(state: State, folder: TrialFolder, ending: Ending | None) -> bool:

@@ -31,11 +31,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from lmim.config import Config
 from lmim.errors import UserError
 from lmim.files import write_atomic
-from lmim.metrics import RANK_RATIO
+from lmim.metrics import SECONDS, VAL_NN
 from lmim.trial.evaluation import Evaluation, Result, read_result
 
 Status = Literal["new", "running", "interrupted", "done", "failed"]
-Outcome = Literal["learned", "collapsed", "diverged"]
+Outcome = Literal["learned", "collapsed", "diverged", "pruned"]
+UNJUDGED = ("diverged", "pruned")
+"""Outcomes that no protocol is asked about."""
 
 
 class Busy(UserError):
@@ -261,10 +263,13 @@ class TrialFolder:
         return state
 
     def missing(self, evaluations: Sequence[Evaluation], version: str | None) -> list[Evaluation]:
-        """Those that have no result yet; `version` is that of the trial's data. What diverged has none."""
+        """Those that have no result yet; `version` is that of the trial's data.
+
+        What diverged or was pruned has none.
+        """
         absent = [one for one in evaluations if not one.file(self.path, version or "").is_file()]
         absent = [one for one in absent if self.is_judged_by(one)]
-        return absent if absent and self.state().outcome != "diverged" else []
+        return absent if absent and self.state().outcome not in UNJUDGED else []
 
     def is_judged_by(self, evaluation: Evaluation) -> bool:
         """Whether the trial's objective has what a protocol needs."""
@@ -333,6 +338,14 @@ class TrialFolder:
                 ) from None
         return rows, offset + len(whole)
 
+    def looks(self) -> dict[int, float]:
+        """What a search prunes by, by the epoch after which it was measured."""
+        return {
+            int(row.metrics["train/epoch"]): row.metrics[VAL_NN]
+            for row in self.rows()[0]
+            if VAL_NN in row.metrics
+        }
+
     def born(self) -> float | None:
         """The first row's time: it stays through every resume, and changes when a trial begins anew."""
         try:
@@ -369,7 +382,7 @@ class TrialFolder:
         for file in (self.path / "evaluations").glob("*.json"):
             file.unlink()
         rows, end = self.rows()
-        keep = [row for row in rows if RANK_RATIO not in row.metrics]  # which the last row of all has
+        keep = [row for row in rows if SECONDS not in row.metrics]  # which the last row of all has
         if len(keep) < len(rows):
             os.truncate(
                 self.journal, sum(map(len, self.journal.read_bytes()[:end].splitlines(True)[: len(keep)]))

@@ -7,7 +7,7 @@ from typing import Literal
 from lmim.trial.code import code_digest
 from lmim.trial.ending import Ending, goes_on
 from lmim.trial.evaluation import Evaluation, read_result
-from lmim.trial.folder import State, TrialFolder
+from lmim.trial.folder import UNJUDGED, State, TrialFolder
 
 Status = Literal["new", "running", "interrupted", "trained", "done", "failed"]
 """As in a trial's state; `trained` is done, but not judged by all that the sweep asks for."""
@@ -49,7 +49,7 @@ def standing(
         status = "running" if folder.locked() else "interrupted"
     if status != "done":
         return Standing(status, state, state.metrics, state.error, codes)
-    if state.outcome == "diverged":
+    if state.outcome in UNJUDGED:
         return Standing(status, state, state.metrics, state.error, codes, _excluded(folder, codes))
     found = {one.file(folder.path, version): one for one in evaluations}
     results = [result for result in map(read_result, found) if result is not None]

@@ -21,7 +21,7 @@ from lmim.errors import UserError
 from lmim.metrics import COLLAPSED, kept
 from lmim.train.batches import batches
 from lmim.train.loop import Run, train
-from lmim.trial.ending import Collapse, Ending
+from lmim.trial.ending import Collapse, Ending, Prune
 from lmim.trial.evaluation import read_evaluations
 from lmim.trial.folder import TrialFolder
 from lmim.trial.standing import standing
@@ -247,7 +247,7 @@ JUDGED = """
 import os, sys
 from pathlib import Path
 from lmim.train.loop import train
-from lmim.trial.ending import Collapse, Ending
+from lmim.trial.ending import Collapse, Ending, Prune
 from lmim.trial.evaluation import read_evaluations
 from lmim.trial.folder import TrialFolder
 os.chdir(sys.argv[1])
@@ -436,3 +436,28 @@ def test_an_evaluation_of_unfinished_training_is_dropped_even_by_a_kill(tmp_path
     folder.reopen()
     assert folder.state().step == state.step
     assert "eval/rank_ratio" not in folder.state().metrics
+
+
+def test_a_pruned_trial_is_not_judged_and_goes_on_where_another_sweep_wants_it(
+    tmp_path: Path, tiny: Tiny
+) -> None:
+    """Its search has seen enough of it; whose table it stands in needs all of it, to the last digit."""
+    config = tiny(optim__epochs=4)
+    whole, pruned = (TrialFolder(tmp_path / name, config.identity) for name in ("whole", "pruned"))
+    train(config, whole, KNN)
+    hopeless, hopeful = (Ending(prune=Prune(looks=((1, None), (2, m), (3, m)))) for m in (101.0, -1.0))
+    state = train(config, pruned, KNN, ending=hopeless)
+    assert (state.status, state.outcome, state.step) == ("done", "pruned", state.steps // 2)
+    assert state.ended.startswith("pruned: 1-NN on validation data")
+    assert pruned.results() == []
+    assert sorted(pruned.looks()) == [1, 2]
+    assert standing(pruned, KNN, ending=hopeless).status == "done"
+    assert standing(pruned, KNN, ending=hopeful).status == "interrupted"
+
+    state = train(config, pruned, KNN, ending=hopeful)
+    assert (state.outcome, state.ended, state.step) == ("learned", "", state.steps)
+    assert sorted(pruned.looks()) == [1, 2, 3]
+    assert not any("saved" in name for name in state.metrics)
+    first, second = weights(whole), weights(pruned)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert judged(pruned) == judged(whole)
