@@ -324,6 +324,8 @@ def test_a_worker_restarts_a_trial_that_lost_a_process(tmp_path: Path) -> None:
         "id": folder.id,
         "evaluations": [asdict(one) for one in evaluations],
         "replay": [],
+        "ending": None,
+        "allowance": None,
         "halt": str(tmp_path / "halt"),
         "cwd": str(tmp_path),
         "share": Resources(cpus=4, gpus=0).share(config),
