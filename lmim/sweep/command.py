@@ -19,6 +19,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -29,9 +30,10 @@ from lmim.command import Parser, exit_code, out_folder
 from lmim.errors import UserError, count, fail
 from lmim.plan import ablation, record, tokenizers
 from lmim.sweep import sequential, studies
+from lmim.sweep.budget import Purse, check_kind, listed, read_budget, rounds
 from lmim.sweep.executors import Job, Stop, local_resources, on_ray, serial
-from lmim.sweep.screen import saving, show_plan, summary, watch
-from lmim.sweep.standing import Plan
+from lmim.sweep.screen import cost_line, duration, saving, show_plan, summary, watch
+from lmim.sweep.standing import Plan, cost_of, machine_of
 from lmim.sweep.worker import RESTARTS, record_failure
 from lmim.trial.ending import goes_on
 from lmim.trial.folder import Busy, State, TrialFolder
@@ -55,6 +57,8 @@ def conclude(plan: Plan, out: Path, uri: str, console: Console, as_json: bool) -
     console.print(f"MLflow: {where_to}", markup=False, soft_wrap=True, highlight=False)
 
 
+MISSING = ("new", "interrupted", "running", "trained")
+"""How trials stand that are to run."""
 DESCRIPTION = (
     "Bring a sweep up to date: run what is missing. --only and --seeds choose what runs now; the report has "
     "whatever is done of the file's arms, with its seeds and those given, and names what is not."
@@ -97,6 +101,10 @@ def parser() -> argparse.ArgumentParser:
     where.add_argument("--serial", action="store_true", help="one trial at a time in this process, no Ray")
     most = "run at most N trials at a time (default: as many as the cores or GPUs are good for)"
     parse.add_argument("--max-concurrent", type=_positive, metavar="N", help=most)
+    budget = (
+        "start no trial that would not end in so much time, or core- or GPU-hours: 90min, 2h, 10coreh, 40gpuh"
+    )
+    parse.add_argument("--budget", type=read_budget, metavar="AMOUNT", help=budget)
     parse.add_argument("--retry-failed", action="store_true", help="run once more what failed")
     parse.add_argument("--yes", action="store_true", help=f"run even more than {ablation.MAX_TRIALS} trials")
     parse.add_argument("--dashboard", action="store_true", help="Ray's dashboard, on this host only")
@@ -127,7 +135,11 @@ def _positive(text: str) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; 0: all done, 1: some failed or do not count, 2: wrong words, 130: interrupted."""
+    """Run the command.
+
+    0: all done, 1: some failed or do not count, 2: wrong words, 3: the budget is spent and some are missing,
+    130: interrupted.
+    """
     words = sys.argv[1:] if argv is None else list(argv)
     return exit_code(lambda: command(parser().parse_args(words), words))
 
@@ -153,23 +165,27 @@ def command(args: argparse.Namespace, words: Sequence[str]) -> int:
     plan = Plan.read(sweep, root).settled()
     # stdout carries nothing but JSON when JSON was asked for
     console = Console(stderr=args.json, width=None if sys.stdout.isatty() else 120)
-    todo = ["new", "interrupted", "running", "trained", *(["failed"] if args.retry_failed else [])]
+    todo = [*MISSING, *(["failed"] if args.retry_failed else [])]
+    machine = machine_of(1 if args.serial else args.max_concurrent, _on_gpus_elsewhere(args))
+    purse = args.budget and Purse(args.budget, machine)
     for note in plan.sweep.notes:
         console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
     if args.until_decided:
         plan = _grown(plan, args, todo, console)
     if args.dry_run:
-        _show(plan, args, todo, console)
+        _show(plan, args, todo, console, machine, purse)
         _check(plan, args, todo)
         return 0
     from lmim.tracking import default_uri
 
     out.mkdir(parents=True, exist_ok=True)
     uri = args.tracking_uri or default_uri(out)
+    if purse:
+        _check_budget(plan, args.address, purse, todo, console)
     stop = Stop(out / f".stop-{os.getpid()}-{secrets.token_hex(4)}")
     if plan.missing(todo) or plan.stale() or any(search.left for search in plan.searches()):
-        plan = bring_up_to_date(plan, args, uri, todo, stop, console)
-        if stop.wanted():
+        plan = bring_up_to_date(plan, args, uri, todo, stop, console, purse)
+        if stop.signals > (purse.expired if purse else 0):
             console.print(
                 f"Interrupted: {summary(plan)}. To go on:\n  python -m lmim.sweep {shlex.join(words)}",
                 highlight=False,
@@ -190,15 +206,88 @@ def command(args: argparse.Namespace, words: Sequence[str]) -> int:
         raise UserError(
             f"{error}; {summary(plan)}, kept in {out}: the same command makes the report"
         ) from None
-    return _exit_code(plan, console)
+    failed = _exit_code(plan, console)
+    if purse and (missing := _left_out(plan)):
+        found = cost_line(cost_of(plan, out, machine))
+        console.print(
+            f"The budget is spent ({purse.told()}). Missing: {listed(missing)}; {found}. To go on:\n"
+            f"  python -m lmim.sweep {shlex.join(words)}",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+        return failed or 3
+    return failed
 
 
-def _show(plan: Plan, args: argparse.Namespace, todo: Sequence[str], console: Console) -> None:
+def _on_gpus_elsewhere(args: argparse.Namespace) -> bool:
+    """Whether a budget is of a cluster's GPUs, of which this machine knows nothing."""
+    return bool(args.address and args.budget and args.budget.kind == "gpu")
+
+
+def _left_out(plan: Plan) -> list[ablation.Trial]:
+    """The trials that a budget did not reach."""
+    return [trial for trial in plan.where(*MISSING) if not trial.provisional]
+
+
+def _check_budget(
+    plan: Plan, address: str | None, purse: Purse, todo: Sequence[str], console: Console
+) -> None:
+    """Whether the first round can be paid.
+
+    Raises:
+        UserError: it cannot, or the trials take none of what the budget is of.
+    """
+    budget = purse.budget
+    # before a search has suggested anything, its rows are priced as they stand
+    trials = [job.trial for job in plan.missing(todo)] or plan.where(*todo)
+    check_kind(budget, purse.machine, trials, address)
+    if not trials:
+        return
+    first = rounds(trials, plan.sweep.seeds)[0]
+    found = cost_of(plan, plan.root.parent, purse.machine, first)
+    if found is None:
+        line = f"--budget {budget.text}: what trials cost is unknown; the first round measures it"
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    elif not purse.fits(found):
+        each = "one trial of each arm" if len(first) == len(plan.sweep.arms) else f"the next {listed(first)}"
+        unit = {"wall": "", "core": " of cores", "gpu": " of GPUs"}[budget.kind]
+        raise UserError(
+            f"--budget {budget.text}: {each} takes about {duration(budget.of(found))}{unit}; give more or "
+            "choose arms with --only"
+        )
+
+
+def _fitting(plan: Plan, purse: Purse, todo: Sequence[str]) -> str:
+    """Which trials a budget reaches, by the estimate."""
+    fit: list[ablation.Trial] = []
+    left, missing = purse.left(), [job.trial for job in plan.missing(todo)]
+    for some in rounds(missing, plan.sweep.seeds):
+        found = cost_of(plan, plan.root.parent, purse.machine, some)
+        if found is None:
+            return f"--budget {purse.budget.text}: what trials cost is unknown; the first round measures it"
+        if purse.budget.of(found) > left:
+            break
+        left -= purse.budget.of(found) - (found.around if purse.budget.kind == "wall" else 0.0)
+        fit += some
+    return f"--budget {purse.budget.text}: reaches {listed(fit)} of {len(missing)} that are missing"
+
+
+def _show(
+    plan: Plan,
+    args: argparse.Namespace,
+    todo: Sequence[str],
+    console: Console,
+    machine: cost.Machine,
+    purse: Purse | None,
+) -> None:
     """What --dry-run prints."""
     if args.json:
         print(json.dumps(plan.rows()))
     else:
-        show_plan(plan, plan.root.parent, console, 1 if args.serial else args.max_concurrent)
+        show_plan(plan, plan.root.parent, console, machine)
+        if purse:
+            console.print(_fitting(plan, purse, todo), markup=False, highlight=False, soft_wrap=True)
         if args.until_decided:
             most = sequential.at_most(plan, args.max_seeds)
             console.print(f"more seeds follow where a claim stays open: at most {most} trials in all")
@@ -232,7 +321,8 @@ def _exit_code(plan: Plan, console: Console) -> int:
             highlight=False,
             soft_wrap=True,
         )
-    if plan.sweep.undecided:
+    undecided = plan.sweep.undecided and not _left_out(plan)
+    if undecided:
         console.print(
             "What stands on the winner of a stage or of a search waits for it, as there is none: all that it "
             "chooses from failed, diverged, is of other code, or was left out by --only",
@@ -240,11 +330,17 @@ def _exit_code(plan: Plan, console: Console) -> int:
             highlight=False,
             soft_wrap=True,
         )
-    return 1 if failed or excluded or plan.sweep.undecided else 0
+    return 1 if failed or excluded or undecided else 0
 
 
 def bring_up_to_date(
-    plan: Plan, args: argparse.Namespace, uri: str, todo: Sequence[str], stop: Stop, console: Console
+    plan: Plan,
+    args: argparse.Namespace,
+    uri: str,
+    todo: Sequence[str],
+    stop: Stop,
+    console: Console,
+    purse: Purse | None = None,
 ) -> Plan:
     """Run what is missing, then compare what other code made with today's; how the sweep stands then."""
     root, plan = plan.root, _suggest(plan)
@@ -259,12 +355,13 @@ def bring_up_to_date(
         else on_ray(root, stop, args.address, args.max_concurrent, args.dashboard)
     )
     replayed: set[str] = set()
-    rounds: Counter[str] = Counter()  # of a trial that is trained: how often it was to be judged
+    nothing = contextlib.nullcontext()
+    tries: Counter[str] = Counter()  # of a trial that is trained: how often it was to be judged
     try:
         with cluster as execute, ThreadPoolExecutor(1) as pool:
             while not stop.wanted():
                 plan = _suggest(plan)
-                jobs = plan.missing(todo)
+                jobs = _payable(plan, plan.missing(todo), purse)
                 _prepare([job for job in jobs if job.trial.id not in prepared], plan)
                 prepared = frozenset()
                 if not jobs:
@@ -280,8 +377,13 @@ def bring_up_to_date(
                     line = f"the code has changed: replaying {len(jobs)} trials, one of each arm"
                     console.print(line, highlight=False)
                 trained = {trial.id for trial in plan.where("trained")}
-                rounds.update(job.trial.id for job in jobs if job.trial.id in trained)
-                plan = _round(plan, jobs, lambda some: pool.submit(execute, some), uri, stop, console, rounds)
+                tries.update(job.trial.id for job in jobs if job.trial.id in trained)
+                allowance = jobs[0].allowance
+                paid = purse.enforced(allowance, root, stop.ask) if purse and allowance else nothing
+                with paid:
+                    plan = _round(
+                        plan, jobs, lambda some: pool.submit(execute, some), uri, stop, console, tries
+                    )
                 todo = [status for status in todo if status != "failed"]  # one more try, not for ever
     finally:
         stop.close()
@@ -295,6 +397,18 @@ def _grown(plan: Plan, args: argparse.Namespace, todo: Sequence[str], console: C
         if plan is before:
             break
     return plan
+
+
+def _payable(plan: Plan, jobs: list[Job], purse: Purse | None) -> list[Job]:
+    """The jobs to run next: with a budget those of one seed, if they can be paid, each with its allowance."""
+    if not purse or not jobs:
+        return jobs
+    trials = rounds([job.trial for job in jobs], plan.sweep.seeds)[0]
+    found = cost_of(plan, plan.root.parent, purse.machine, trials)
+    if not purse.fits(found):
+        return []
+    allowance = purse.allowance(trials, found, plan.root)
+    return [replace(job, allowance=allowance) for job in jobs if job.trial in trials]
 
 
 def _suggest(plan: Plan) -> Plan:
@@ -362,6 +476,8 @@ def _close(jobs: Sequence[Job], root: Path, begun: Mapping[str, State], rounds: 
     """
     for job in jobs:
         folder = TrialFolder(root, job.trial.id)
+        if job.allowance and not job.allowance.allows(folder):
+            continue  # it was not to start, or not again
         state = folder.state()
         further = state.step > begun[folder.id].step or state.status != begun[folder.id].status
         if state.status == "done" and rounds[folder.id] > RESTARTS:

@@ -21,6 +21,7 @@ from typing import Any
 from lmim.config import Config
 from lmim.errors import UserError, brief
 from lmim.plan import ablation
+from lmim.sweep.budget import Allowance
 from lmim.sweep.worker import RESTARTS, record_failure, replay_here, run_here, run_on_worker
 from lmim.trial.ending import Ending
 from lmim.trial.evaluation import Evaluation
@@ -126,6 +127,7 @@ class Job:
     evaluations: Sequence[Evaluation] = ()
     replay: Sequence[str] = ()
     ending: Ending | None = None
+    allowance: Allowance | None = None
 
 
 Executor = Callable[[Sequence[Job]], None]
@@ -146,7 +148,7 @@ def serial(root: Path, stop: Stop) -> Iterator[Executor]:
                 replay_here(folder, job.replay)
                 continue
             try:
-                run_here(job.trial.config, folder, job.evaluations, stop.wanted, job.ending)
+                run_here(job.trial.config, folder, job.evaluations, stop.wanted, job.ending, job.allowance)
             except ProcessKilled as killed:
                 record_failure(folder, str(killed))
 
@@ -268,6 +270,7 @@ def _fit(
             "evaluations": [asdict(one) for one in job.evaluations],
             "replay": list(job.replay),
             "ending": job.ending and job.ending.model_dump(),
+            "allowance": job.allowance and asdict(job.allowance),
             "halt": str(stop.file),
             "cwd": os.getcwd(),
             "share": resources.share(job.trial.config),

@@ -177,12 +177,14 @@ def cost_line(found: cost.Estimate | None) -> str:
     return f"cost of what is missing: {wall}{''.join(hours)}{basis}"
 
 
-def show_plan(plan: Plan, out: Path, console: Console, limit: int | None = None) -> None:
+def show_plan(plan: Plan, out: Path, console: Console, machine: cost.Machine) -> None:
     """What --dry-run prints."""
     sweep = plan.sweep
     console.print(f"{sweep.name} at scale {sweep.scale}: {sweep.question}", markup=False, highlight=False)
     console.print(trial_table(plan))
-    console.print(f"{summary(plan)}; {cost_line(cost_of(plan, out, limit))}", highlight=False, soft_wrap=True)
+    console.print(
+        f"{summary(plan)}; {cost_line(cost_of(plan, out, machine))}", highlight=False, soft_wrap=True
+    )
     searched = [f"search: {RecordedSearch.of(search)}" for search in sweep.searches]
     for line in [*sweep.choices, *searched, *(f"claim: {claim.text}" for claim in sweep.claims)]:
         console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -103,8 +103,19 @@ def _look(sweep: ablation.Sweep, trial: ablation.Trial, root: Path) -> Standing:
     return standing(TrialFolder(root, trial.id), judged, version, ending)
 
 
-def cost_of(plan: Plan, out: Path, limit: int | None) -> cost.Estimate | None:
-    """What is missing costs, by the trials in the results folder and the bench's records."""
+def machine_of(limit: int | None, gpus: bool = False) -> cost.Machine:
+    """What trials are priced for: this machine, or one like it with a GPU at least."""
+    found = local_resources()
+    return cost.Machine(found.cpus, max(found.gpus, 1.0) if gpus else found.gpus, limit)
+
+
+def cost_of(
+    plan: Plan,
+    out: Path,
+    machine: cost.Machine,
+    trials: Sequence[ablation.Trial] | None = None,
+) -> cost.Estimate | None:
+    """What is missing costs, by the trials in the results folder and the bench's records; or what some do."""
     finished = []
     for path in sorted(plan.root.glob("[!.]*")):
         folder = TrialFolder(plan.root, path.name)
@@ -114,11 +125,11 @@ def cost_of(plan: Plan, out: Path, limit: int | None) -> cost.Estimate | None:
             finished.append((folder.config(), state.model_copy(update={"seconds": state.seconds + judging})))
     missing = [
         (trial.config, max(0, trial.config.optim.epochs - plan.states[trial.id].state.epoch))
-        for trial in plan.where("new", "interrupted", "running", "trained")
+        for trial in (plan.where("new", "interrupted", "running", "trained") if trials is None else trials)
     ]
-    for search in plan.searches():  # what is yet to be suggested is taken to be like the recipe
+    for search in (
+        plan.searches() if trials is None else ()
+    ):  # what is yet to be suggested is taken to be like the recipe
         config, seeds = search.study.config, len(search.study.search.seeds)
         missing += [(config, config.optim.epochs)] * search.left * seeds
-    found = local_resources()
-    machine = cost.Machine(found.cpus, found.gpus, limit)
     return cost.estimate(missing, finished, machine, cost.read_records(out))

@@ -24,6 +24,7 @@ from typing import Any, BinaryIO, NoReturn
 from lmim import variants
 from lmim.config import Config
 from lmim.errors import cause
+from lmim.sweep.budget import Allowance
 from lmim.trial.code import code_digest, code_version, libraries
 from lmim.trial.ending import Ending, goes_on
 from lmim.trial.evaluation import Evaluation, Result, write_result
@@ -64,8 +65,11 @@ def run_here(
     evaluations: Sequence[Evaluation],
     stop: Callable[[], bool],
     ending: Ending | None = None,
+    allowance: Allowance | None = None,
 ) -> None:
     """Train and judge in this process; wait for another one that is at the same trial.
+
+    Nothing is done where the trial would not end within the `allowance`.
 
     Raises:
         ProcessKilled: one of the trial's other processes was.
@@ -78,7 +82,7 @@ def run_here(
         done = state.status == "done" and not goes_on(state, folder, ending)
         return done and not folder.missing(evaluations, config.data.version)
 
-    while not stop() and not over():
+    while not stop() and not over() and (allowance is None or allowance.allows(folder)):
         with _Recorded(folder, config.sources):
             ensure_for(folder, config)
             try:
@@ -166,7 +170,8 @@ def _child(request: Mapping[str, Any], server: int) -> NoReturn:
         else:
             evaluations = [Evaluation(**one) for one in request["evaluations"]]
             ending = request["ending"] and Ending.model_validate(request["ending"])
-            run_here(folder.config(), folder, evaluations, stopping.is_set, ending)
+            allowance = request["allowance"] and Allowance.read(request["allowance"])
+            run_here(folder.config(), folder, evaluations, stopping.is_set, ending, allowance)
         code = 0
     except ProcessKilled as killed:  # the server starts the trial again, as if this process had been
         print(killed, file=sys.stderr, flush=True)

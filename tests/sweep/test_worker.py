@@ -38,6 +38,8 @@ def fork_a_trial(tmp_path: Path, train: str) -> TrialFolder:
         "id": folder.id,
         "evaluations": [asdict(one) for one in read_evaluations(["nn", {"knn": {"k": 3}}])],
         "replay": [],
+        "ending": None,
+        "allowance": None,
         "halt": str(tmp_path / "halt"),
         "cwd": str(tmp_path),
         "share": {"CPU": 1.0, "GPU": 0.0},
