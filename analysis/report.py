@@ -207,6 +207,8 @@ def verdicts(report: Report) -> list[dict[str, Any]]:
             "claim": v.claim,
             "verdict": v.verdict,
             "post_hoc": v.late,
+            "after_holm": v.corrected or None,
+            "p_holm": v.holm,
             "metric": v.metric,
             **asdict(v.effect),
             "evidence": v.reason,
@@ -251,8 +253,11 @@ def show(report: Report, console: Console) -> None:
         if hidden := len(cells[0]) - len(head):
             _say(console, "", f"({count(hidden, 'more column')} in {report.path / 'table.md'})")
     for verdict in report.verdicts:
-        line = f"{verdict.claim}  {table.effect(verdict)}  ({verdict.reason})"
+        fewer = f"; after Holm {verdict.corrected}" if verdict.corrected not in ("", verdict.verdict) else ""
+        line = f"{verdict.claim}  {table.effect(verdict)}  ({verdict.reason}{fewer})"
         _say(console, verdict.words, line, f"bold {COLOURS[verdict.verdict]}")
+    if report.verdicts:
+        _say(console, "intervals", table.SEQUENCE if found.sequential else table.T_INTERVAL)
     for search in found.searches:
         _say(console, "search", str(search))
     for note in found.notes:

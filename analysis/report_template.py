@@ -34,7 +34,9 @@ display(HTML(f"<h1>{escape(report['question'])}</h1><p>{escape(report['summary']
 # ## Verdicts
 
 # %%
-verdicts = grid("claim verdict metric difference p evidence", report["verdicts"], "The sweep makes no claim.")
+several = any(one["after_holm"] for one in report["verdicts"])
+heads = f"claim verdict {'after_holm ' * several}metric difference p evidence"
+verdicts = grid(heads, report["verdicts"], "The sweep makes no claim.")
 display(HTML(f"{verdicts}<p class=note>{escape(report['note'])}</p>"))
 
 # %%

@@ -134,6 +134,8 @@ class Results:
     """Which arms are one, which images cannot be read, and what results chose of a design that selects."""
     classes: int = 0
     """Of the data; 0 where it is not known, or not the same for all arms."""
+    sequential: bool = False
+    """Results decided how many seeds there are: no interval of one look holds."""
     searches: tuple[RecordedSearch, ...] = ()
     """Of the arms that were tuned."""
     searched: Mapping[str, Trial] = field(default_factory=dict)
@@ -239,6 +241,7 @@ def assemble(plan: Mapping[str, Any], runs: Iterable[Trial]) -> Results:
         first=_first(done),
         notes=tuple(plan.get("notes", ())),
         classes=plan.get("classes", 0),
+        sequential=plan.get("sequential", False),
         searches=tuple(map(RecordedSearch.model_validate, plan.get("searches", ()))),
         searched={
             run.id: run for run in newest.values() if run.id in planned - {cell.id for cell, _ in cells}

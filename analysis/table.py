@@ -112,8 +112,9 @@ def _outcomes(row: Row) -> str:
 def caption(results: Results) -> str:
     """What the figures in a table are."""
     flops = "TFLOPs are of one training, counted; " if any(arm.flops for arm in results.arms) else ""
+    once = " (of one look; verdicts stand on a confidence sequence)" if results.sequential else ""
     return (
-        f"Mean ± half-width of the 95 % t-interval over n seeds; scale {results.setting}; {flops}"
+        f"Mean ± half-width of the {T_INTERVAL} over n seeds{once}; scale {results.setting}; {flops}"
         f"hours are the sum over the row's trials.{saved(results)}{chance(results)}"
     )
 
@@ -153,36 +154,49 @@ def effect(verdict: Verdict) -> str:
     return f"{found.mean:+.{digits}f} [{found.low:+.{digits}f}, {found.high:+.{digits}f}]"
 
 
+T_INTERVAL = "95 % t-interval"
+SEQUENCE = "95 % confidence sequence, valid however often one looks"
 NOTE = (
-    f"Difference: in the claim's direction, mean [95 % t-interval]; for collapse, how far the largest "
+    "Difference: in the claim's direction, mean [{}]; for collapse, how far the largest "
     f"of rank ratio, spread ratio and gain in 1-NN accuracy is from {COLLAPSED}. "
-    "Intervals are not corrected for the number of claims."
+    "Intervals are not corrected for the number of claims{}."
 )
+HOLM = "; after Holm: at most 5 % that any verdict is false"
 POST_HOC = " Post hoc: stated after the first results of its arms were in."
 
 
 def note(verdicts: Iterable[Verdict]) -> str:
     """What the columns of verdicts are."""
-    return NOTE + POST_HOC * any(verdict.late for verdict in verdicts)
+    verdicts = list(verdicts)
+    shown = SEQUENCE if any(verdict.effect.sequential for verdict in verdicts) else T_INTERVAL
+    text = NOTE.format(shown, HOLM * any(verdict.corrected for verdict in verdicts))
+    return text + POST_HOC * any(verdict.late for verdict in verdicts)
 
 
-VERDICTS = ["claim", "verdict", "difference [95 % interval]", "evidence"]
+AFTER_HOLM = "after Holm"
 
 
 def verdict_lines(verdicts: Iterable[Verdict]) -> list[list[str]]:
-    """Head and rows of the verdicts, as text."""
-    return [VERDICTS] + [[v.claim, v.words, effect(v), v.reason] for v in verdicts]
+    """Head and rows of the verdicts, as text; with several, also the one after Holm's correction."""
+    verdicts = list(verdicts)
+    several = any(v.corrected for v in verdicts)
+    head = ["claim", "verdict", *[AFTER_HOLM] * several, "difference [95 % interval]", "evidence"]
+    rows = [[v.claim, v.words, *[v.corrected or NONE] * several, effect(v), v.reason] for v in verdicts]
+    return [head, *rows]
 
 
 def to_csv(table: Sequence[Row], verdicts: Sequence[Verdict] = ()) -> str:
     """Every figure in full: per metric its n, mean and interval; a column for each axis and each outcome.
 
-    The last column holds the verdicts on the claims about the arm.
+    The last columns hold the verdicts on the claims about the arm, as such and after Holm's correction.
     """
     axes = list(dict.fromkeys(key for row in table for key in row.axes))
     outcomes = sorted({outcome for row in table for outcome in row.outcomes})
     metrics = list(table[0].metrics) if table else []
     parts = ["", " n", " low", " high"]
+    last = {"verdicts": [(v, v.words) for v in verdicts]}
+    last["verdicts_after_holm"] = [(v, v.corrected) for v in verdicts if v.corrected]
+    last = {name: said for name, said in last.items() if said}
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(
@@ -196,7 +210,7 @@ def to_csv(table: Sequence[Row], verdicts: Sequence[Verdict] = ()) -> str:
             "flops",
             "core_hours",
             "gpu_hours",
-            *["verdicts"] * bool(verdicts),
+            *last,
         ]
     )
     for row in table:
@@ -212,7 +226,10 @@ def to_csv(table: Sequence[Row], verdicts: Sequence[Verdict] = ()) -> str:
                 row.flops or "",
                 row.core_hours,
                 row.gpu_hours,
-                *["; ".join(f"{v.claim}: {v.words}" for v in verdicts if row.arm in v.arms)] * bool(verdicts),
+                *(
+                    "; ".join(f"{v.claim}: {w}" for v, w in said if row.arm in v.arms)
+                    for said in last.values()
+                ),
             ]
         )
     return text.getvalue()
@@ -265,7 +282,8 @@ def to_latex(table: Sequence[Row], results: Results, verdicts: Sequence[Verdict]
     text += _tabular(columns, lines)
     if verdicts:
         top, *below = [_latex_line(line[:-1]) for line in verdict_lines(verdicts)]  # evidence is too wide
-        text += f"\n% {note(verdicts)}\n" + _tabular("llr", [top, r"\midrule", *below])
+        columns = "l" * top.count("&") + "r"
+        text += f"\n% {note(verdicts)}\n" + _tabular(columns, [top, r"\midrule", *below])
     return text
 
 

@@ -64,7 +64,7 @@ OWN: dict[str, Metric] = {
         Metric(SPREAD_RATIO, "spread ratio", better="higher"),
         Metric(NN_GAIN, "gain in 1-NN accuracy", better="higher"),
         Metric("collapse/nn_top1", "1-NN top-1 of some images", "%", "higher"),
-        Metric(VAL_NN, "1-NN top-1 of some validation images", "%", "higher"),
+        Metric(VAL_NN, "1-NN top-1 of some validation images", "%"),
         Metric("collapse/rank", "effective rank", better="higher"),
         Metric("collapse/image_cosine", "cosine between images", better="lower"),
         Metric("collapse/patch_cosine", "cosine between patches", better="lower"),

@@ -61,8 +61,9 @@ class Trial:
 class Sweep:
     """A sweep file, resolved at one scale.
 
-    `planned` is the whole of it: every arm with the file's seeds and those that the call adds, and what its
-    search suggests. `trials` are those among them that the call asked for.
+    `planned` is the whole of it: every arm with the file's seeds and those that the call adds (where results
+    decide how many seeds there are, those in use), and what its search suggests. `trials` are those among
+    them that the call asked for.
     """
 
     name: str
@@ -98,6 +99,11 @@ class Sweep:
     def selects(self) -> bool:
         """Whether results choose a winner on which other trials stand."""
         return self.spec.selects
+
+    @property
+    def sequential(self) -> bool:
+        """Whether results decide how many seeds each arm has."""
+        return self.spec.pairs is not None
 
     @property
     def selection(self) -> str:
@@ -201,6 +207,7 @@ def expand(spec: Spec, results: Results | None = None, suggestions: Suggestions 
     _check_evaluations(spec, configs)
     claims = read_claims(spec, arms, configs)
     only = read_only(spec, arms)
+    planned = [t for t in builder.trials if spec.pairs is None or (t.arm, t.seed) in spec.pairs]
     return Sweep(
         name=spec.file.name,
         question=" ".join(spec.file.question.split()),
@@ -210,9 +217,9 @@ def expand(spec: Spec, results: Results | None = None, suggestions: Suggestions 
         claims=claims,
         seeds=spec.seeds,
         arms=tuple(builder.arms),
-        planned=tuple(builder.trials),
+        planned=tuple(planned),
         trials=tuple(
-            t for t in builder.trials if t.arm in only and (t.suggestion is not None or t.seed in spec.wanted)
+            t for t in planned if t.arm in only and (t.suggestion is not None or t.seed in spec.wanted)
         ),
         path=spec.sheet.path,
         spec=spec,

@@ -161,6 +161,8 @@ class Record(BaseModel):
     """Of the data; 0 where they cannot be opened, or those of the arms differ in it."""
     flops: dict[str, float] = {}
     """Arm to what one training of it takes; without those that train nothing, or were not counted."""
+    sequential: bool = False
+    """Whether results decided how many seeds there are (--until-decided), in this call or an earlier one."""
     code: str = ""
     """The code that results are compared with, by `code_digest`."""
     commit: str = ""
@@ -199,6 +201,7 @@ class Record(BaseModel):
             notes=(*sweep.notes, *sweep.choices),
             classes=_classes(sweep),
             flops=_flops(sweep),
+            sequential=sweep.sequential,
             code=code_digest(),
             commit=code_version(),
         )
@@ -217,7 +220,11 @@ class Record(BaseModel):
         return out / self.name / self.place / "plan.json"
 
     def since(self, earlier: Iterable["Record"]) -> "Record":
-        """This record, each claim with the earliest time at which any of them says that it was stated."""
+        """This record, with what of earlier ones stays true.
+
+        Each claim has the earliest time at which any of them says that it was stated. Where results once
+        decided how many seeds there are, the seeds of a later call are not chosen freely of them either.
+        """
         records = [self, *earlier]
         first: dict[str, float] = {}
         for record in records:
@@ -225,7 +232,8 @@ class Record(BaseModel):
         said = [(record, statement(text, record.metric)) for record in records for text in record.claims]
         unknown = {key for record, key in said if key not in record.stated}
         stated = {key: at for key, at in first.items() if key not in unknown}
-        return self.model_copy(update={"stated": stated})
+        sequential = any(record.sequential for record in records if record.place == self.place)
+        return self.model_copy(update={"stated": stated, "sequential": sequential})
 
 
 def kept(name: str, out: Path) -> list[Record]:

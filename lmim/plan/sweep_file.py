@@ -162,6 +162,8 @@ class Spec:
     only: tuple[str, ...] | None
     search: Search | None = None
     """In which keys each arm is tuned, and how."""
+    pairs: frozenset[tuple[str, int]] | None = None
+    """Arm and seed of the trials that there are, where results decide it; else every arm has every seed."""
 
     # read from the protocols' sources, and asked for with every look at a trial: so once
     @cached_property

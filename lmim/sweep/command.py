@@ -27,9 +27,9 @@ from rich.console import Console
 
 from lmim import pages
 from lmim.command import Parser, exit_code, out_folder
-from lmim.errors import UserError, count
+from lmim.errors import UserError, count, fail
 from lmim.plan import ablation, record, tokenizers
-from lmim.sweep import studies
+from lmim.sweep import sequential, studies
 from lmim.sweep.budget import Purse, check_kind, listed, read_budget, rounds
 from lmim.sweep.executors import Job, Stop, local_resources, on_ray, serial
 from lmim.sweep.screen import cost_line, duration, saving, show_plan, summary, watch
@@ -82,6 +82,10 @@ def parser() -> argparse.ArgumentParser:
     )
     parse.add_argument("--seeds", type=_seeds, help="run these, in the file or not, e.g. 0,1,2")
     parse.add_argument("--only", metavar="ARM", action="append", help="run this arm alone; may be repeated")
+    until = "add seeds where a claim is open, until all are decided; intervals then hold for every look"
+    parse.add_argument("--until-decided", action="store_true", help=until)
+    most = f"with --until-decided: at most N seeds an arm (default: {sequential.MAX_SEEDS})"
+    parse.add_argument("--max-seeds", type=_positive, metavar="N", help=most)
     parse.add_argument("--dry-run", action="store_true", help="print the plan and its cost; run nothing")
     parse.add_argument(
         "--json",
@@ -153,6 +157,11 @@ def command(args: argparse.Namespace, words: Sequence[str]) -> int:
     out: Path = args.out.resolve()
     record.check_file(sweep, out)
     root = out / "trials"
+    if args.max_seeds and not args.until_decided:
+        fail("--max-seeds", "expected with --until-decided alone")
+    args.max_seeds = args.max_seeds or sequential.MAX_SEEDS
+    if args.until_decided:
+        sweep = sequential.begin(sweep, out, args.max_seeds)
     plan = Plan.read(sweep, root).settled()
     # stdout carries nothing but JSON when JSON was asked for
     console = Console(stderr=args.json, width=None if sys.stdout.isatty() else 120)
@@ -161,17 +170,10 @@ def command(args: argparse.Namespace, words: Sequence[str]) -> int:
     purse = args.budget and Purse(args.budget, machine)
     for note in plan.sweep.notes:
         console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+    if args.until_decided:
+        plan = _grown(plan, args, todo, console)
     if args.dry_run:
-        if args.json:
-            print(json.dumps(plan.rows()))
-        else:
-            show_plan(plan, out, console, machine)
-            if purse:
-                console.print(_fitting(plan, purse, todo), markup=False, highlight=False, soft_wrap=True)
-            for config in tokenizers.needed(job.trial.config for job in plan.missing(todo)):
-                there = tokenizers.folder(config, config.data.version).is_dir()
-                word = "is there" if there else "will be fitted first"
-                console.print(f"{tokenizers.tell(config)}: {word}", markup=False, highlight=False)
+        _show(plan, args, todo, console, machine, purse)
         _check(plan, args, todo)
         return 0
     from lmim.tracking import default_uri
@@ -190,7 +192,9 @@ def command(args: argparse.Namespace, words: Sequence[str]) -> int:
                 soft_wrap=True,
             )
             return 130
-        if plan.sweep.selects:  # who won the last stage
+        if (
+            plan.sweep.selects or plan.sweep.sequential
+        ):  # who won the last stage; seeds that were there already
             _open_tracker(uri, plan.sweep, out).close()
     else:
         all_counts = "nothing is to run" if plan.excluded() else "nothing is missing"
@@ -269,6 +273,30 @@ def _fitting(plan: Plan, purse: Purse, todo: Sequence[str]) -> str:
     return f"--budget {purse.budget.text}: reaches {listed(fit)} of {len(missing)} that are missing"
 
 
+def _show(
+    plan: Plan,
+    args: argparse.Namespace,
+    todo: Sequence[str],
+    console: Console,
+    machine: cost.Machine,
+    purse: Purse | None,
+) -> None:
+    """What --dry-run prints."""
+    if args.json:
+        print(json.dumps(plan.rows()))
+    else:
+        show_plan(plan, plan.root.parent, console, machine)
+        if purse:
+            console.print(_fitting(plan, purse, todo), markup=False, highlight=False, soft_wrap=True)
+        if args.until_decided:
+            most = sequential.at_most(plan, args.max_seeds)
+            console.print(f"more seeds follow where a claim stays open: at most {most} trials in all")
+        for config in tokenizers.needed(job.trial.config for job in plan.missing(todo)):
+            there = tokenizers.folder(config, config.data.version).is_dir()
+            word = "is there" if there else "will be fitted first"
+            console.print(f"{tokenizers.tell(config)}: {word}", markup=False, highlight=False)
+
+
 def _exit_code(plan: Plan, console: Console) -> int:
     """1 where something has no result, each named."""
     failed = plan.where("failed")
@@ -339,6 +367,10 @@ def bring_up_to_date(
                 if not jobs:
                     jobs = [job for job in plan.stale() if job.trial.id not in replayed]
                     replayed |= {job.trial.id for job in jobs}
+                if not jobs and args.until_decided:
+                    before, plan = plan, _grown(plan, args, todo, console)
+                    if plan is not before:
+                        continue
                 if not jobs:
                     break
                 if jobs[0].replay:
@@ -355,6 +387,15 @@ def bring_up_to_date(
                 todo = [status for status in todo if status != "failed"]  # one more try, not for ever
     finally:
         stop.close()
+    return plan
+
+
+def _grown(plan: Plan, args: argparse.Namespace, todo: Sequence[str], console: Console) -> Plan:
+    """The plan with something to run, if nothing is left and a claim is open."""
+    while not plan.missing(todo) and not plan.stale():
+        before, plan = plan, sequential.more(plan, args.max_seeds, console)
+        if plan is before:
+            break
     return plan
 
 

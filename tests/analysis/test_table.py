@@ -83,7 +83,9 @@ def test_latex_escapes_and_rules() -> None:
     assert r"patch\_discrimination & 3 & $14.53 \pm 1.25$" in text
     assert r"k-NN top-1 (\%)" in text
     assert text.count(r"\midrule") == 3
-    assert r"patch\_discrimination \textgreater{} mse & supported & +7.43 [+7.15, +7.72] \\" in text
+    assert (
+        r"patch\_discrimination \textgreater{} mse & supported & supported & +7.43 [+7.15, +7.72] \\" in text
+    )
 
 
 def test_what_ran_on_a_gpu_is_priced_in_gpu_hours() -> None:
