@@ -303,6 +303,7 @@ def _round(
         if not stop.wanted():
             work.result()
             _close([job for job in jobs if not job.replay], plan.root, begun, rounds)
+            _tell_of_memory(jobs, plan.root, begun, console)
     finally:
         tracker.close()
     return Plan.read(plan.sweep, plan.root).settled()
@@ -312,16 +313,28 @@ def _close(jobs: Sequence[Job], root: Path, begun: Mapping[str, State], rounds: 
     """Fail what has no result: Tune ends a trial in silence when its worker keeps dying.
 
     A trial that a scheduler preempted has saved, and goes on in the next round if it came further in this.
-    One that was being judged has nothing to show for it, and is judged again a few times.
+    One that was being judged has nothing to show for it, and is judged again a few times. So does one that
+    ran out of memory, with more.
     """
     for job in jobs:
         folder = TrialFolder(root, job.trial.id)
         state = folder.state()
         further = state.step > begun[folder.id].step or state.status != begun[folder.id].status
+        further = further or state.memory != begun[folder.id].memory
         if state.status == "done" and rounds[folder.id] > RESTARTS:
             record_failure(folder, f"no result in {rounds[folder.id]} rounds", job.evaluations)
         elif state.status != "done" and (state.status != "interrupted" or not further):
             record_failure(folder, f"no result: its worker died {RESTARTS + 1} times, or never began")
+
+
+def _tell_of_memory(jobs: Sequence[Job], root: Path, begun: Mapping[str, State], console: Console) -> None:
+    """Say which trials ran out of it and are to go on with more."""
+    for job in jobs:
+        memory = TrialFolder(root, job.trial.id).state().memory
+        if memory != begun[job.trial.id].memory:
+            how = " with activation checkpointing" if memory == "checkpointing" else ""
+            line = f"out of memory: {job.trial.arm} seed {job.trial.seed} goes on alone{how}"
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _open_tracker(uri: str, sweep: ablation.Sweep, out: Path) -> "Tracker":

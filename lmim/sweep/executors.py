@@ -18,12 +18,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from lmim.config import Config
+from lmim.config import Config, merge
 from lmim.errors import UserError, brief
 from lmim.plan import ablation
 from lmim.sweep.worker import RESTARTS, record_failure, replay_here, run_here, run_on_worker
 from lmim.trial.evaluation import Evaluation
-from lmim.trial.folder import ProcessKilled, TrialFolder
+from lmim.trial.folder import Memory, ProcessKilled, TrialFolder
 
 
 @dataclass(frozen=True)
@@ -35,15 +35,22 @@ class Resources:
     nodes: tuple["Resources", ...] = ()
     """Of a cluster: a trial runs on one of them."""
 
-    def share(self, config: Config, place: Callable[[str], str] = str) -> dict[str, float]:
+    def share(
+        self, config: Config, place: Callable[[str], str] = str, alone: bool = False
+    ) -> dict[str, float]:
         """What one trial takes; `place` says where a key was set.
+
+        `alone`: each process with a GPU to itself, or where there is none all cores of a machine.
 
         Raises:
             UserError: it can never be met; Ray would wait for ever.
         """
         run = config.run
         on_cpu = run.device == "cpu" or (run.device == "auto" and not self.gpus)
-        gpus, cpus = 0.0 if on_cpu else run.gpus * run.processes, float(run.cpus * run.processes)
+        part = 1.0 if alone else run.gpu_share
+        gpus, cpus = 0.0 if on_cpu else part * run.processes, float(run.cpus * run.processes)
+        if alone and on_cpu:
+            cpus = float(math.floor(max(node.cpus for node in self.nodes or (self,))))
         if gpus > self.gpus:
             key = "run.processes" if run.processes > 1 else "run.device"
             less = "ask for fewer" if run.processes > 1 and self.gpus else "use --set run.device=cpu"
@@ -124,6 +131,21 @@ class Job:
     trial: ablation.Trial
     evaluations: Sequence[Evaluation] = ()
     replay: Sequence[str] = ()
+    memory: Memory = ""
+    """What it is to be given because it ran out of it."""
+
+    def run(self, gpus: float) -> dict[str, Any]:
+        """What is laid over the config's section `run`; `gpus` is what `auto` comes to."""
+        if self.memory:
+            return {
+                "gpus": 1.0,
+                "checkpointing": self.memory == "checkpointing" or self.trial.config.run.checkpointing,
+            }
+        return {"gpus": gpus} if self.trial.config.run.gpus == "auto" else {}
+
+    def config(self, gpus: float = 1.0) -> Config:
+        """The trial's config, as it is to run."""
+        return Config.read(merge(self.trial.config.model_dump(), {"run": self.run(gpus)}))
 
 
 Executor = Callable[[Sequence[Job]], None]
@@ -144,7 +166,7 @@ def serial(root: Path, stop: Stop) -> Iterator[Executor]:
                 replay_here(folder, job.replay)
                 continue
             try:
-                run_here(job.trial.config, folder, job.evaluations, stop.wanted)
+                run_here(job.config(), folder, job.evaluations, stop.wanted)
             except ProcessKilled as killed:
                 record_failure(folder, str(killed))
 
@@ -259,18 +281,23 @@ def _fit(
         def stop_all(self) -> bool:
             return stop.wanted()
 
-    requests = [
-        {
+    def request(job: Job, gpus: float) -> dict[str, Any]:
+        config = job.config(gpus)
+        whole = resources.share(config, alone=True)
+        share = whole if job.memory else resources.share(config)
+        return {
             "root": str(root),
             "id": job.trial.id,
             "evaluations": [asdict(one) for one in job.evaluations],
             "replay": list(job.replay),
             "halt": str(stop.file),
             "cwd": os.getcwd(),
-            "share": resources.share(job.trial.config),
+            "run": job.run(gpus),
+            "share": share,
+            "alone": share == whole,
         }
-        for job in jobs
-    ]
+
+    requests = [request(job, 1.0) for job in jobs]
     logging.getLogger("ray").setLevel(logging.ERROR)
     tuner = tune.Tuner(
         tune.with_resources(

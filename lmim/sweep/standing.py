@@ -43,7 +43,9 @@ class Plan:
     def missing(self, todo: Sequence[str]) -> list[Job]:
         """What to run now: in a ladder, trials of the stages whose predecessor has its winner."""
         wanted = [trial for trial in self.where(*todo) if not trial.provisional]
-        return [Job(trial, self.sweep.evaluations) for trial in wanted]
+        return [
+            Job(trial, self.sweep.evaluations, memory=self.states[trial.id].state.memory) for trial in wanted
+        ]
 
     def stale(self) -> list[Job]:
         """One trial of each arm and code that is not today's and was not yet compared with it."""

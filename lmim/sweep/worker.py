@@ -22,11 +22,11 @@ from types import TracebackType
 from typing import Any, BinaryIO, NoReturn
 
 from lmim import variants
-from lmim.config import Config
-from lmim.errors import cause
+from lmim.config import Config, merge
+from lmim.errors import cause, out_of_memory
 from lmim.trial.code import code_digest, code_version, libraries
 from lmim.trial.evaluation import Evaluation, Result, write_result
-from lmim.trial.folder import Busy, ProcessKilled, TrialFolder, signal_name
+from lmim.trial.folder import Busy, Memory, ProcessKilled, TrialFolder, signal_name
 from lmim.variants import place_of
 
 RESTARTS = 3
@@ -39,10 +39,12 @@ GRACE = 20.0
 
 
 class _Recorded:
-    """Turns an exception in a trial into the trial's result: failed, with its cause."""
+    """Turns an exception in a trial into the trial's result: failed with its cause, or to be given memory."""
 
-    def __init__(self, folder: TrialFolder, sources: Mapping[str, str]) -> None:
-        self.folder, self.sources = folder, sources
+    def __init__(
+        self, folder: TrialFolder, sources: Mapping[str, str], evaluations: Sequence[Evaluation], alone: bool
+    ) -> None:
+        self.folder, self.sources, self.evaluations, self.alone = folder, sources, evaluations, alone
 
     def __enter__(self) -> None:
         return None
@@ -53,14 +55,24 @@ class _Recorded:
         if not isinstance(error, Exception):
             return False
         (self.folder.path / "error.txt").write_text("".join(traceback.format_exception(error)))
-        record_failure(self.folder, cause(error) + place_of(error, self.sources))
+        told = cause(error) + place_of(error, self.sources)
+        if out_of_memory(error):
+            record_out_of_memory(self.folder, told, self.evaluations, self.alone)
+        else:
+            record_failure(self.folder, told)
         return True
 
 
 def run_here(
-    config: Config, folder: TrialFolder, evaluations: Sequence[Evaluation], stop: Callable[[], bool]
+    config: Config,
+    folder: TrialFolder,
+    evaluations: Sequence[Evaluation],
+    stop: Callable[[], bool],
+    alone: bool = True,
 ) -> None:
     """Train and judge in this process; wait for another one that is at the same trial.
+
+    `alone`: no other trial shares its GPU, or the machine's cores.
 
     Raises:
         ProcessKilled: one of the trial's other processes was.
@@ -72,7 +84,7 @@ def run_here(
         return folder.state().status == "done" and not folder.missing(evaluations, config.data.version)
 
     while not stop() and not over():
-        with _Recorded(folder, config.sources):
+        with _Recorded(folder, config.sources, evaluations, alone):
             ensure_for(folder, config)
             try:
                 train(config, folder, evaluations, stop=stop)
@@ -158,7 +170,8 @@ def _child(request: Mapping[str, Any], server: int) -> NoReturn:
             replay_here(folder, request["replay"])
         else:
             evaluations = [Evaluation(**one) for one in request["evaluations"]]
-            run_here(folder.config(), folder, evaluations, stopping.is_set)
+            config = Config.read(merge(folder.config().model_dump(), {"run": request["run"]}))
+            run_here(config, folder, evaluations, stopping.is_set, request["alone"])
         code = 0
     except ProcessKilled as killed:  # the server starts the trial again, as if this process had been
         print(killed, file=sys.stderr, flush=True)
@@ -250,9 +263,33 @@ def run_on_worker(request: dict[str, Any]) -> None:
         died = (
             f"died {RESTARTS + 1} times, last by {signal_name(-code)}" if code < 0 else f"exited with {code}"
         )
-        hint = " (out of memory?)" if -code == signal.SIGKILL else ""
-        error = f"the trial's process {died}{hint}; see {folder.path / 'output.txt'}"
-        record_failure(folder, error, [Evaluation(**one) for one in request["evaluations"]])
+        error = f"the trial's process {died}; see {folder.path / 'output.txt'}"
+        evaluations = [Evaluation(**one) for one in request["evaluations"]]
+        if -code == signal.SIGKILL and not request["replay"]:  # as the kernel does where memory is full
+            record_out_of_memory(folder, error, evaluations, request["alone"])
+        else:
+            record_failure(folder, error, evaluations)
+
+
+def record_out_of_memory(
+    folder: TrialFolder, error: str, evaluations: Sequence[Evaluation], alone: bool
+) -> None:
+    """Let a trial go on with more memory, in the sweep's next round; where there is no more it has failed.
+
+    It is first run `alone`, if it was not, then with activation checkpointing, which is no help to judging.
+    """
+    with contextlib.suppress(Busy), folder.lock():
+        state = folder.state()
+        trained = state.status == "done"
+        more: Memory = "checkpointing" if alone or state.memory else "alone"
+        if state.memory != "checkpointing" and not (trained and more == "checkpointing"):
+            folder.update(memory=more, status="done" if trained else "interrupted")
+            return
+    how = "alone" if folder.state().status == "done" else "alone and with run.checkpointing"
+    less = (
+        "it takes a GPU or machine with more, or a smaller model or optim.batch_size, which are other trials"
+    )
+    record_failure(folder, f"out of memory even {how} ({error}); {less}", evaluations)
 
 
 def record_failure(folder: TrialFolder, error: str, evaluations: Sequence[Evaluation] = ()) -> None:
