@@ -19,6 +19,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -231,7 +232,7 @@ def bring_up_to_date(
     cluster = (
         serial(root, stop)
         if args.serial
-        else on_ray(root, stop, args.address, args.max_concurrent, args.dashboard)
+        else on_ray(root, stop, args.address, args.max_concurrent, args.dashboard, partial(_say, console))
     )
     replayed: set[str] = set()
     rounds: Counter[str] = Counter()  # of a trial that is trained: how often it was to be judged
@@ -256,6 +257,10 @@ def bring_up_to_date(
     finally:
         stop.close()
     return plan
+
+
+def _say(console: Console, line: str) -> None:
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _fit(jobs: Sequence[Job], root: Path, console: Console) -> None:

@@ -1,6 +1,7 @@
 """Where trials run: one after the other in this process, or on Ray Tune. The only file that imports Ray."""
 
 import contextlib
+import json
 import logging
 import math
 import os
@@ -9,6 +10,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,7 +23,15 @@ from typing import Any
 from lmim.config import Config, merge
 from lmim.errors import UserError, brief
 from lmim.plan import ablation
-from lmim.sweep.worker import RESTARTS, record_failure, replay_here, run_here, run_on_worker
+from lmim.sweep import packing
+from lmim.sweep.worker import (
+    RESTARTS,
+    environment,
+    record_failure,
+    replay_here,
+    run_here,
+    run_on_worker,
+)
 from lmim.trial.evaluation import Evaluation
 from lmim.trial.folder import Memory, ProcessKilled, TrialFolder
 
@@ -207,9 +217,17 @@ def answering(address: str) -> str:
 
 @contextlib.contextmanager
 def on_ray(
-    root: Path, stop: Stop, address: str | None, limit: int | None, dashboard: bool
+    root: Path,
+    stop: Stop,
+    address: str | None,
+    limit: int | None,
+    dashboard: bool,
+    say: Callable[[str], None] = print,
 ) -> Iterator[Executor]:
-    """Ray Tune, on a cluster of our own that lets no stranger in, or on the one that was named."""
+    """Ray Tune, on a cluster of our own that lets no stranger in, or on the one that was named.
+
+    `say` is told how many trials share a GPU, and why.
+    """
     place = address and answering(address)
     scratch = Path(tempfile.mkdtemp(prefix="lmim-", dir="/tmp" if os.path.isdir("/tmp") else None))
     found = local_resources()
@@ -256,7 +274,7 @@ def on_ray(
             found = Resources(sum(node.cpus for node in nodes), sum(node.gpus for node in nodes), nodes)
         # workers elsewhere must see Tune's folder, so that it lies beside the trials then
         storage = scratch if address is None else root.parent / f".{scratch.name}"
-        yield partial(_fit, root=root, stop=stop, resources=found, limit=limit, storage=storage)
+        yield partial(_fit, root=root, stop=stop, resources=found, limit=limit, storage=storage, say=say)
     finally:
         ray.shutdown()
         for folder in (scratch, root.parent / f".{scratch.name}"):
@@ -270,6 +288,7 @@ def _fit(
     resources: Resources,
     limit: int | None,
     storage: Path,
+    say: Callable[[str], None],
 ) -> None:
     """A new Tuner over an explicit list of trials: `Tuner.restore` would ignore what is new."""
     from ray import tune
@@ -297,7 +316,8 @@ def _fit(
             "alone": share == whole,
         }
 
-    requests = [request(job, 1.0) for job in jobs]
+    part = 1 / _packed(jobs, root.parent, stop, resources, say)
+    requests = [request(job, part) for job in jobs]
     logging.getLogger("ray").setLevel(logging.ERROR)
     tuner = tune.Tuner(
         tune.with_resources(
@@ -314,6 +334,75 @@ def _fit(
         ),
     )
     tuner.fit()
+
+
+def _packed(
+    jobs: Sequence[Job], out: Path, stop: Stop, resources: Resources, say: Callable[[str], None]
+) -> int:
+    """How many trials share a GPU where that is left to us: what was measured, or is now, says it."""
+    waiting = [job for job in jobs if not job.replay and not job.memory]
+    config = packing.heaviest(job.trial.config for job in waiting) if resources.gpus else None
+    if config is None or config.run.device == "cpu":
+        return 1
+    node = max(resources.nodes or (resources,), key=lambda node: node.gpus)
+    by_cores = math.floor(node.cpus / max(node.gpus, 1)) // config.run.cpus
+    # no more than there are: a GPU that nobody is left for helps no one
+    most = max(1, min(by_cores, math.ceil(len(waiting) / resources.gpus)))
+    measured, device = None, _accelerators()
+    if most > 1 and (measured := packing.remembered(out, config, device, most)) is None:
+        say("run.gpus: measuring how many trials share a GPU")
+        try:
+            measured = _measure(config, most, stop)
+        except (RuntimeError, ValueError) as error:
+            say(f"run.gpus: 1 trial a GPU, as it could not be measured ({brief(error)})")
+            return 1
+        packing.remember(out, config, device, most, measured)
+    choice = packing.fit(measured or [], most)
+    if measured:
+        say(f"run.gpus: {choice.reason}")
+    return choice.trials
+
+
+def _accelerators() -> str:
+    """The kinds of GPU that the cluster has, as Ray names them."""
+    import ray
+
+    kinds = {name for node in ray.nodes() for name in node["Resources"] if name.startswith("accelerator_")}  # type: ignore[no-untyped-call]
+    return " ".join(sorted(kinds)) or "GPU"
+
+
+def _measure(config: Config, most: int, stop: Stop) -> list[packing.Measured]:
+    """What the trials of a crowd do on a GPU of the cluster; nothing where a stop is wanted first.
+
+    Raises:
+        RuntimeError, ValueError: it fails there.
+    """
+    import ray
+
+    question = {"config": config.model_dump(), "most": most, "cwd": os.getcwd()}
+    task = ray.remote(num_gpus=1, num_cpus=most * config.run.cpus, max_retries=0)(_crowd)
+    answer = task.remote(question)
+    while not ray.wait([answer], timeout=0.5)[0]:
+        if stop.wanted():
+            ray.cancel(answer, force=True)
+            return []
+    return [packing.Measured(**one) for one in json.loads(ray.get(answer))]
+
+
+def _crowd(question: Mapping[str, Any]) -> str:
+    """On the worker, in a process of its own: it takes the GPU's memory, and gives it back."""
+    done = subprocess.run(
+        [sys.executable, "-m", "lmim.sweep.crowd"],
+        input=json.dumps(question),
+        capture_output=True,
+        text=True,
+        cwd=question["cwd"],
+        env=environment(gpu=True),
+        check=False,
+    )
+    if done.returncode:
+        raise RuntimeError((done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1])
+    return done.stdout
 
 
 def _trainable(config: dict[str, Any]) -> dict[str, Any]:

@@ -196,6 +196,19 @@ def _watch_parent(server: int, stopping: threading.Event) -> None:
 # ---------------------------------------------------------------- a slot on a worker
 
 
+def environment(gpu: bool) -> dict[str, str]:
+    """What a process of a worker's own is started with."""
+    package = str(Path(__file__).resolve().parents[2])
+    paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
+    secret = ("RAY_AUTH_TOKEN",)  # a trial has no business with the cluster
+    found = {key: value for key, value in os.environ.items() if key not in secret}
+    found["PYTHONPATH"] = os.pathsep.join(paths)
+    found["OMP_NUM_THREADS"] = found["MKL_NUM_THREADS"] = "1"
+    if not gpu:  # num_gpus=0 would leave every GPU in sight
+        found["CUDA_VISIBLE_DEVICES"] = ""
+    return found
+
+
 @dataclass
 class _Server:
     """The end of `serve` that an actor holds."""
@@ -204,17 +217,9 @@ class _Server:
 
     @classmethod
     def start(cls, gpu: bool) -> "_Server":
-        package = str(Path(__file__).resolve().parent.parent)
-        paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
-        secret = ("RAY_AUTH_TOKEN",)  # a trial has no business with the cluster
-        environment = {key: value for key, value in os.environ.items() if key not in secret}
-        environment["PYTHONPATH"] = os.pathsep.join(paths)
-        environment["OMP_NUM_THREADS"] = environment["MKL_NUM_THREADS"] = "1"
-        if not gpu:  # num_gpus=0 would leave every GPU in sight
-            environment["CUDA_VISIBLE_DEVICES"] = ""
         command = [sys.executable, "-c", "from lmim.sweep.worker import serve; serve()"]
         pipe = subprocess.PIPE
-        return cls(subprocess.Popen(command, stdin=pipe, stdout=pipe, bufsize=0, env=environment))
+        return cls(subprocess.Popen(command, stdin=pipe, stdout=pipe, bufsize=0, env=environment(gpu)))
 
     def run(self, request: Mapping[str, Any], stop: Callable[[], bool]) -> int:
         """Run one trial; its exit code, negative for a signal."""

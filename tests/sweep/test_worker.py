@@ -54,7 +54,7 @@ def _request(tmp_path: Path, folder: TrialFolder, alone: bool, **run: object) ->
 
 
 def _on_worker(tmp_path: Path, requests: Sequence[Mapping[str, Any]]) -> list[State]:
-    """One after the other on a worker of their own, which can import from `tmp_path`; the state after each."""
+    """One after the other on a worker of their own, which finds modules in `tmp_path`; each one's state."""
     code = (
         "import sys, json; from pathlib import Path\n"
         "from lmim.sweep.worker import run_on_worker, _SERVERS\n"
