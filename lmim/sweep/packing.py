@@ -4,7 +4,7 @@ The policy, and what it remembers; `crowd.py` measures.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -109,7 +109,7 @@ def _key(config: Config, device: str) -> str:
     return f"{device} {config.arm} {how} {code_digest()}"
 
 
-def _read(out: Path) -> Mapping[str, Any]:
+def _read(out: Path) -> dict[str, Any]:
     try:
         found = json.loads((out / "packing.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):  # a damaged one is made again

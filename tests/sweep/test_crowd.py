@@ -64,7 +64,7 @@ def test_what_a_step_keeps_is_known_before_it_runs(changes: dict[str, object]) -
     steps.seconds(2)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         steps.seconds()
-    events = [one for one in profiled.profiler.kineto_results.events() if one.name() == "[memory]"]  # type: ignore[union-attr]
+    events = [one for one in profiled.profiler.kineto_results.events() if one.name() == "[memory]"]
     taken = peak = 0
     for event in sorted(events, key=lambda one: one.start_ns()):
         taken += event.nbytes()

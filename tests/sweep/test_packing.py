@@ -144,4 +144,5 @@ def test_trials_share_gpus_that_ray_believes_in(tmp_path: Path) -> None:
     shares = [folder.config().run.gpus for folder in trials]
     assert shares == [1 / choice.trials] * 4 + [1.0]
     seen = [{*file.read_text().split()} for file in (tmp_path / "seen").iterdir()]
-    assert all(one <= {"0", "1"} and len(one) == 1 for one in seen), "each trial has one GPU in sight"
+    seen.remove(set())  # who counts the FLOPs sees none
+    assert all(one <= {"0", "1"} and len(one) == 1 for one in seen), "each process has one GPU in sight"
