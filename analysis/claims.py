@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from statistics import fmean
 
-from lmim.analysis.intervals import Interval, interval
+from lmim.analysis.intervals import LEVEL, MANY, Interval, holm, interval, seeds_to_decide, smallest_effect
 from lmim.analysis.results import Arm, Results, Trial
 from lmim.errors import count, word
 from lmim.metrics import COLLAPSED, full_name, kept
@@ -33,6 +33,15 @@ class Verdict:
     """The claim was stated when a trial of its arms had ended already."""
     arms: tuple[str, ...] = ()
     """Whom it is about."""
+    holm: float | None = None
+    """The effect's p, corrected for the number of claims in the file; None where there is none to correct."""
+
+    @property
+    def corrected(self) -> str:
+        """The verdict after Holm's correction; empty where there is nothing to correct."""
+        if self.holm is None:
+            return ""
+        return self.verdict if self.holm <= 1 - LEVEL else UNDECIDED
 
     @property
     def words(self) -> str:
@@ -53,8 +62,15 @@ class Side:
 
 
 def judge(results: Results) -> tuple[Verdict, ...]:
-    """A verdict for each claim, in the file's order."""
-    return tuple(_about(judge_claim(text, results), results) for text in results.claims)
+    """A verdict for each claim, in the file's order, and beside it the one after Holm's correction."""
+    found = [_about(judge_claim(text, results), results) for text in results.claims]
+    # a claim that has no p yet is one of their number too
+    corrected = holm([1.0 if one.effect.p is None else one.effect.p for one in found])
+    several = sum(one.effect.p is not None for one in found) > 1
+    return tuple(
+        replace(one, holm=p) if several and one.effect.p is not None else one
+        for one, p in zip(found, corrected, strict=True)
+    )
 
 
 def _about(verdict: Verdict, results: Results) -> Verdict:
@@ -75,9 +91,10 @@ def _about(verdict: Verdict, results: Results) -> Verdict:
 def judge_claim(text: str, results: Results) -> Verdict:
     """The verdict on one claim, from the trials that count.
 
-    `A > B`, `A < B`: t-interval over seeds of the difference, paired at equal remaining axes and averaged
-    over them. `A collapsed`, `A not collapsed`: t-interval over seeds of what is left of the representation
-    (`kept`), against 0.5. The cells of one seed share the order of their data, every draw of equal settings
+    `A > B`, `A < B`: interval over seeds of the difference, paired at equal remaining axes and averaged
+    over them. `A collapsed`, `A not collapsed`: interval over seeds of what is left of the representation
+    (`kept`), against 0.5. It is a confidence sequence where results decided how many seeds there are, else
+    the t-interval. The cells of one seed share the order of their data, every draw of equal settings
     and, where their encoder and decoder are of one make, their first weights: they are no independent draws.
     (Another decoder has other first weights, the encoder's too: they come from one stream.)
     """
@@ -123,6 +140,7 @@ def _difference(op: str, sides: Sequence[Side], results: Results, metric: str) -
     effect = _interval(
         [fmean(one - other for one, other in seed) for seed in pairs],
         [value for seed in pairs for pair in seed for value in pair],
+        results.sequential,
     )
     cells = len(pairs[0]) if pairs else 0
     notes = [f"{count(effect.n, 'pair')} of equal seed" if whole else _over(effect.n, cells), *left_out]
@@ -153,11 +171,11 @@ def _complete(cells: Mapping[int, Set[object]]) -> tuple[list[int], list[str]]:
     return sorted(cells.keys() - lacking), notes
 
 
-def _interval(values: Sequence[float], compared: Sequence[float]) -> Interval:
+def _interval(values: Sequence[float], compared: Sequence[float], sequential: bool) -> Interval:
     """The interval over seeds; values that only the rounding of what was `compared` parts are equal."""
     if values and max(values) - min(values) <= ROUNDING * max(map(abs, compared)):
         values = [fmean(values)] * len(values)
-    return interval(values)
+    return interval(values, sequential=sequential)
 
 
 def _distance(op: str, sides: Sequence[Side], results: Results, metric: str) -> tuple[Interval, list[str]]:
@@ -172,24 +190,41 @@ def _distance(op: str, sides: Sequence[Side], results: Results, metric: str) -> 
     if means:
         mean = f"by rank, spread or neighbours, the largest, {fmean(means):.2f} is left of what was before"
         notes.insert(0, f"{count(len(means), 'seed')}; {mean}")
-    return _interval([sign * (mean - COLLAPSED) for mean in means], [COLLAPSED, *means]), notes
+    distances = [sign * (mean - COLLAPSED) for mean in means]
+    return _interval(distances, [COLLAPSED, *means], results.sequential), notes
 
 
 def _verdict(claim: str, metric: str, effect: Interval, notes: list[str], ahead: int, behind: int) -> Verdict:
     """`ahead` and `behind`: trials that the side which the claim favours, and the other, lost."""
     if effect.low is None or effect.high is None:
-        notes.append(f"an interval needs two values, there {'is' if effect.n == 1 else 'are'} {effect.n}")
+        fewest = "three" if effect.sequential else "two"
+        notes.append(
+            f"an interval needs {fewest} values, there {'is' if effect.n == 1 else 'are'} {effect.n}"
+        )
+        notes += [needed(effect)] * bool(effect.deviation)
         return Verdict(claim, UNDECIDED, metric, effect, "; ".join(notes))
     if effect.low == effect.high:  # as two seeds may by chance: no spread is not certainty
         notes.append("all seeds differ by the same, which tells nothing of their spread")
         return Verdict(claim, UNDECIDED, metric, effect, "; ".join(notes))
     verdict = SUPPORTED if effect.low > 0 else CONTRADICTED if effect.high < 0 else UNDECIDED
     if verdict == UNDECIDED:
-        notes.append("the interval holds zero")
+        notes += ["the interval holds zero", needed(effect)]
     elif ahead if verdict == SUPPORTED else behind:
         notes.append(f"{verdict} by the seeds that did not diverge alone")
         verdict = UNDECIDED
     return Verdict(claim, verdict, metric, effect, "; ".join(notes))
+
+
+def needed(effect: Interval) -> str:
+    """How many seeds would decide a claim, and what these could have found.
+
+    >>> needed(interval([-1.0, 2.0, 2.0]))
+    'about 8 seeds would decide it at this effect, these 3 could have found one of 5.65'
+    """
+    seeds, found = seeds_to_decide(effect), smallest_effect(effect)
+    about = f"more than {MANY}" if seeds is None else f"about {seeds}"
+    most = "none" if found is None else f"one of {found:.3g}"
+    return f"{about} seeds would decide it at this effect, these {effect.n} could have found {most}"
 
 
 def _side(text: str, results: Results) -> Side:

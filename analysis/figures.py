@@ -86,8 +86,8 @@ def comparison(results: Results, rows: Sequence[Row]) -> Figure:
         for tick, row in zip(panels[0].get_yticklabels(), rows, strict=True):
             tick.set(color=GREY if row.baseline else "#111111", style="italic" if row.baseline else "normal")
         note = "Diamond: mean on its 95 % t-interval; small points: seeds; grey: baselines"
-        figure.supxlabel(_note(results, note, figure), x=0.012, ha="left", **SMALL)
-        _title(figure, results)
+        figure.supxlabel(note_of(results, note, figure), x=0.012, ha="left", **SMALL)
+        titled(figure, results)
         return figure
 
 
@@ -193,11 +193,11 @@ def training(results: Results, rows: Sequence[Row], curves: Curves) -> Figure:
         longest = max(map(len, names), default=1)
         columns = max(1, min(len(names), int(width * 12 / (longest + 7))))
         figure.set_figheight(3.5 + 0.2 * math.ceil(len(names) / columns))
-        note = _note(results, "Thick: mean over seeds, up to where the shortest ends; thin: seeds", figure)
+        note = note_of(results, "Thick: mean over seeds, up to where the shortest ends; thin: seeds", figure)
         look: Any = {"title": note, "title_fontproperties": {"size": 7.5}, "alignment": "left"}
         look |= {"frameon": False, "handlelength": 2.6, "loc": "outside lower left"}
         figure.legend(handles, list(map(plain, names)), ncols=columns, **look).get_title().set_color(GREY)
-        _title(figure, results)
+        titled(figure, results)
         return figure
 
 
@@ -218,12 +218,13 @@ def _scale(axes: Axes, values: Sequence[float]) -> None:
         axes.set_ylim(bottom=0)
 
 
-def _title(figure: Figure, results: Results) -> None:
+def titled(figure: Figure, results: Results) -> None:
+    """Put the question over a figure."""
     question = textwrap.fill(results.question, int(figure.get_figwidth() * 9.5))
     figure.suptitle(plain(question), x=0.012, ha="left", fontsize=12, weight="bold")
 
 
-def _note(results: Results, text: str, figure: Figure) -> str:
+def note_of(results: Results, text: str, figure: Figure) -> str:
     """What a figure shows, in lines that it has room for; it grows by those after the first."""
     whole = f"{results.name}, scale {results.setting}. {text}."
     lines = textwrap.wrap(whole, int(figure.get_figwidth() * 17))

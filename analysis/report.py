@@ -21,7 +21,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
-from lmim.analysis import claims, publish, results, table
+from lmim.analysis import claims, publish, results, searches, table
 from lmim.command import Parser, exit_code, out_folder
 from lmim.errors import count
 from lmim.files import write_atomic
@@ -42,6 +42,8 @@ FILES = (
     "report.ipynb",
     "report.html",
 )
+SEARCH_FILES = ("search.csv", "search.png", "search.pdf")
+"""Beside them, where arms were tuned."""
 LABEL = 12
 """Characters before a line's text."""
 COLOURS = {claims.SUPPORTED: "green", claims.CONTRADICTED: "red", claims.UNDECIDED: "yellow"}
@@ -63,7 +65,8 @@ class Report:
 def build(name: str, scale: str | None, out: Path, uri: str | None = None) -> Report:
     """Bring a report up to date, by its scale: `demo`, `demo+optim.epochs=1`; None is what ran last.
 
-    Writes `FILES` into out/name/scale, each atomically. Raises UserError for what is not there.
+    Writes `FILES`, and `SEARCH_FILES` where arms were tuned, into out/name/scale, each atomically. Raises
+    UserError for what is not there.
     """
     uri = uri or default_uri(out)
     found = results.read(name, scale, uri)
@@ -71,13 +74,14 @@ def build(name: str, scale: str | None, out: Path, uri: str | None = None) -> Re
     digest = hashlib.sha256(f"{found.digest} {_code_digest()}".encode()).hexdigest()
     stamp = folder / ".digest"
     fresh = stamp.is_file() and stamp.read_text(encoding="utf-8") == digest
-    stale = not fresh or not all((folder / file).is_file() for file in FILES)
+    files = FILES + SEARCH_FILES * bool(found.searches)
+    stale = not fresh or not all((folder / file).is_file() for file in files)
     report = Report(folder, found, table.rows(found), claims.judge(found), stale)
     if stale:
         folder.mkdir(parents=True, exist_ok=True)
         _write(report, uri)
         write_atomic(stamp, digest)
-    publish.publish(uri, found, report.rows, report.verdicts, folder, FILES, digest)
+    publish.publish(uri, found, report.rows, report.verdicts, folder, files, digest)
     return report
 
 
@@ -104,6 +108,11 @@ def _write(report: Report, uri: str) -> None:
         stage("figures")
         figures.save(figures.comparison(found, rows), folder / "comparison")
         figures.save(figures.training(found, rows, curves), folder / "training")
+        if found.searches:
+            from lmim.analysis import search_figure
+
+            write_atomic(folder / "search.csv", searches.to_csv(found))
+            figures.save(search_figure.search(found, rows), folder / "search")
         stage("notebook")
         notebook = _execute(folder)
         stage("HTML")
@@ -181,6 +190,8 @@ def shown(report: Report) -> dict[str, Any]:
         ],
         "note": table.note(report.verdicts),
         "notes": found.notes,
+        "searches": searches.lines(found) if found.searches else [],
+        "searched": searches.note(found) if found.searches else "",
         "settings": [{"key": key, "value": min(own)} for key, own in values.items() if len(own) == 1],
         "excluded": [
             {"trial": trial.id, "arm": trial.arm, "seed": trial.seed, "reason": trial.reason}
@@ -196,6 +207,8 @@ def verdicts(report: Report) -> list[dict[str, Any]]:
             "claim": v.claim,
             "verdict": v.verdict,
             "post_hoc": v.late,
+            "after_holm": v.corrected or None,
+            "p_holm": v.holm,
             "metric": v.metric,
             **asdict(v.effect),
             "evidence": v.reason,
@@ -240,8 +253,13 @@ def show(report: Report, console: Console) -> None:
         if hidden := len(cells[0]) - len(head):
             _say(console, "", f"({count(hidden, 'more column')} in {report.path / 'table.md'})")
     for verdict in report.verdicts:
-        line = f"{verdict.claim}  {table.effect(verdict)}  ({verdict.reason})"
+        fewer = f"; after Holm {verdict.corrected}" if verdict.corrected not in ("", verdict.verdict) else ""
+        line = f"{verdict.claim}  {table.effect(verdict)}  ({verdict.reason}{fewer})"
         _say(console, verdict.words, line, f"bold {COLOURS[verdict.verdict]}")
+    if report.verdicts:
+        _say(console, "intervals", table.SEQUENCE if found.sequential else table.T_INTERVAL)
+    for search in found.searches:
+        _say(console, "search", str(search))
     for note in found.notes:
         label, _, text = note.partition(": ")
         _say(console, label, text)

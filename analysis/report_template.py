@@ -34,7 +34,9 @@ display(HTML(f"<h1>{escape(report['question'])}</h1><p>{escape(report['summary']
 # ## Verdicts
 
 # %%
-verdicts = grid("claim verdict metric difference p evidence", report["verdicts"], "The sweep makes no claim.")
+several = any(one["after_holm"] for one in report["verdicts"])
+heads = f"claim verdict {'after_holm ' * several}metric difference p evidence"
+verdicts = grid(heads, report["verdicts"], "The sweep makes no claim.")
 display(HTML(f"{verdicts}<p class=note>{escape(report['note'])}</p>"))
 
 # %%
@@ -53,6 +55,16 @@ display(Markdown("\n\n".join(parts[1:3])))
 
 # %%
 display(Image("comparison.png", alt="Seeds, mean and interval of each arm"))
+
+# %%
+if report["searches"]:
+    head, *rows = [
+        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in report["searches"]
+    ]
+    display(Markdown("## Search"))
+    display(HTML(f"<table><thead>{head.replace('td>', 'th>')}</thead><tbody>{''.join(rows)}</tbody></table>"))
+    display(HTML(f"<p class=note>{escape(report['searched'])}</p>"))
+    display(Image("search.png", alt="Best value so far of each arm, and each suggestion over its keys"))
 
 # %% [markdown]
 # ## Training and collapse

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from lmim.errors import UserError, brief, fail, nearest, redacted, show
 from lmim.metrics import full_name
-from lmim.plan.record import place
+from lmim.plan.record import RecordedSearch, place
 from lmim.tracking import connect, place_of
 
 if TYPE_CHECKING:  # importing MLflow takes a second, and only `read` and `curves` need it
@@ -54,6 +54,8 @@ class Trial:
     outcome: str = "learned"
     """Empty for what was only evaluated."""
     error: str = ""
+    early: str = ""
+    """Why it ended before its last step, if it did."""
     code: str = ""
     """Digest of the code that trained it."""
     commit: str = ""
@@ -73,6 +75,15 @@ class Trial:
     """In milliseconds, as `started`."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     params: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def core_seconds(self) -> float:
+        """What it took of the processors."""
+        if "system/core_seconds" in self.metrics:
+            return self.metrics["system/core_seconds"]
+        # an older trial's: right where no resume took other cores
+        cores = float(self.params.get("run.cpus", 1)) * float(self.params.get("run.processes", 1))
+        return self.metrics.get("system/seconds", 0.0) * cores
 
 
 @dataclass(frozen=True)
@@ -123,6 +134,12 @@ class Results:
     """Which arms are one, which images cannot be read, and what results chose of a design that selects."""
     classes: int = 0
     """Of the data; 0 where it is not known, or not the same for all arms."""
+    sequential: bool = False
+    """Results decided how many seeds there are: no interval of one look holds."""
+    searches: tuple[RecordedSearch, ...] = ()
+    """Of the arms that were tuned."""
+    searched: Mapping[str, Trial] = field(default_factory=dict)
+    """The runs that searches tried, by their identities."""
 
     @property
     def place(self) -> str:
@@ -176,12 +193,13 @@ def assemble(plan: Mapping[str, Any], runs: Iterable[Trial]) -> Results:
     newest = {
         run.id: run for run in sorted(runs, key=lambda run: (run.status == "done", run.started, run.run_id))
     }
-    cells = [(Trial(t["id"], t["arm"], t["seed"]), newest.get(t["id"])) for t in plan["trials"]]
+    rows_of = [t for t in plan["trials"] if t.get("suggestion") is None]
+    cells = [(Trial(t["id"], t["arm"], t["seed"]), newest.get(t["id"])) for t in rows_of]
     # a trial that stands in several arms has one run; which arms those are, the plan says
     found = [replace(run, arm=cell.arm, seed=cell.seed) for cell, run in cells if run is not None]
     done = [run for run in found if run.status == "done"]
 
-    planned = {cell.id for cell, _ in cells}
+    planned = {t["id"] for t in plan["trials"]}  # what a search tried is in no table, and not left out of it
     excluded = [
         *(_excluded(cell, NO_RUN) for cell, run in cells if run is None),
         *(
@@ -223,6 +241,11 @@ def assemble(plan: Mapping[str, Any], runs: Iterable[Trial]) -> Results:
         first=_first(done),
         notes=tuple(plan.get("notes", ())),
         classes=plan.get("classes", 0),
+        sequential=plan.get("sequential", False),
+        searches=tuple(map(RecordedSearch.model_validate, plan.get("searches", ()))),
+        searched={
+            run.id: run for run in newest.values() if run.id in planned - {cell.id for cell, _ in cells}
+        },
     )
 
 
@@ -328,6 +351,7 @@ def _trial(run: Any) -> Trial:
         status=tags.get("lmim.status", "unknown"),
         outcome=tags.get("lmim.outcome", ""),
         error=tags.get("lmim.error", ""),
+        early=tags.get("lmim.ended", ""),
         code=tags.get("lmim.code", ""),
         commit=tags.get("lmim.commit", ""),
         replayed=tags.get("lmim.replayed", ""),

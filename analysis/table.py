@@ -6,13 +6,14 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from lmim.analysis import searches
 from lmim.analysis.claims import Verdict
 from lmim.analysis.intervals import Interval, interval
-from lmim.analysis.results import MACHINE, Arm, Results, Trial
-from lmim.errors import word
-from lmim.metrics import COLLAPSED
+from lmim.analysis.results import MACHINE, Arm, Results
+from lmim.errors import count, word
+from lmim.metrics import COLLAPSED, SAVED
 
 NONE = "-"
 
@@ -32,6 +33,8 @@ class Row:
     gpu_hours: float
     flops: float = 0.0
     """Of one training; 0 where nothing is trained, or it was not counted."""
+    early: Mapping[str, int] = field(default_factory=dict)
+    """Of the outcomes, how many by ending early."""
 
 
 def rows(results: Results) -> tuple[Row, ...]:
@@ -48,18 +51,11 @@ def _row(arm: Arm, results: Results) -> Row:
         len(trials),
         {key: interval(t.metrics[key] for t in trials if key in t.metrics) for key in results.metrics},
         dict(sorted(Counter(t.outcome for t in trials if t.outcome).items())),
-        math.fsum(map(_core_seconds, trials)) / 3600,
+        math.fsum(trial.core_seconds for trial in trials) / 3600,
         math.fsum(trial.metrics.get("system/gpu_seconds", 0.0) for trial in trials) / 3600,
         arm.flops,
+        Counter(t.outcome for t in trials if t.early),
     )
-
-
-def _core_seconds(trial: Trial) -> float:
-    if "system/core_seconds" in trial.metrics:
-        return trial.metrics["system/core_seconds"]
-    # an older trial's: right where no resume took other cores
-    cores = float(trial.params.get("run.cpus", 1)) * float(trial.params.get("run.processes", 1))
-    return trial.metrics.get("system/seconds", 0.0) * cores
 
 
 def decimals(values: Iterable[float]) -> int:
@@ -99,7 +95,7 @@ def cells(table: Sequence[Row], results: Results, none: str = NONE) -> list[list
             row.arm,
             str(row.n),
             *(number(row, key) for key in metrics),
-            ", ".join(f"{count} {outcome}" for outcome, count in row.outcomes.items()) or none,
+            _outcomes(row) or none,
             *[f"{row.flops / 1e12:.4g}" if row.flops else none] * counted,
             f"{row.core_hours:.3f}",
             *[f"{row.gpu_hours:.3f}"] * on_gpus,
@@ -108,12 +104,31 @@ def cells(table: Sequence[Row], results: Results, none: str = NONE) -> list[list
     ]
 
 
+def _outcomes(row: Row) -> str:
+    early = {outcome: f" ({number} ended early)" for outcome, number in row.early.items()}
+    return ", ".join(f"{number} {name}{early.get(name, '')}" for name, number in row.outcomes.items())
+
+
 def caption(results: Results) -> str:
     """What the figures in a table are."""
     flops = "TFLOPs are of one training, counted; " if any(arm.flops for arm in results.arms) else ""
+    once = " (of one look; verdicts stand on a confidence sequence)" if results.sequential else ""
     return (
-        f"Mean ± half-width of the 95 % t-interval over n seeds; scale {results.setting}; {flops}"
-        f"hours are the sum over the row's trials.{chance(results)}"
+        f"Mean ± half-width of the {T_INTERVAL} over n seeds{once}; scale {results.setting}; {flops}"
+        f"hours are the sum over the row's trials.{saved(results)}{chance(results)}"
+    )
+
+
+def saved(results: Results) -> str:
+    """A sentence on what was saved by ending trials early, where some were."""
+    ended = [trial for trial in results.trials if trial.early]
+    if not ended:
+        return ""
+    hours = [math.fsum(t.metrics.get(name, 0.0) for t in ended) / 3600 for name in SAVED.values()]
+    told = [f"{found:.3f} {unit}-hours" for found, unit in zip(hours, ("core", "GPU"), strict=True) if found]
+    return (
+        f" {count(len(ended), 'trial')} ended early, by their journals' look of collapse, which saved about "
+        f"{' and '.join(told)}; their figures are of where they ended."
     )
 
 
@@ -139,36 +154,49 @@ def effect(verdict: Verdict) -> str:
     return f"{found.mean:+.{digits}f} [{found.low:+.{digits}f}, {found.high:+.{digits}f}]"
 
 
+T_INTERVAL = "95 % t-interval"
+SEQUENCE = "95 % confidence sequence, valid however often one looks"
 NOTE = (
-    f"Difference: in the claim's direction, mean [95 % t-interval]; for collapse, how far the largest "
+    "Difference: in the claim's direction, mean [{}]; for collapse, how far the largest "
     f"of rank ratio, spread ratio and gain in 1-NN accuracy is from {COLLAPSED}. "
-    "Intervals are not corrected for the number of claims."
+    "Intervals are not corrected for the number of claims{}."
 )
+HOLM = "; after Holm: at most 5 % that any verdict is false"
 POST_HOC = " Post hoc: stated after the first results of its arms were in."
 
 
 def note(verdicts: Iterable[Verdict]) -> str:
     """What the columns of verdicts are."""
-    return NOTE + POST_HOC * any(verdict.late for verdict in verdicts)
+    verdicts = list(verdicts)
+    shown = SEQUENCE if any(verdict.effect.sequential for verdict in verdicts) else T_INTERVAL
+    text = NOTE.format(shown, HOLM * any(verdict.corrected for verdict in verdicts))
+    return text + POST_HOC * any(verdict.late for verdict in verdicts)
 
 
-VERDICTS = ["claim", "verdict", "difference [95 % interval]", "evidence"]
+AFTER_HOLM = "after Holm"
 
 
 def verdict_lines(verdicts: Iterable[Verdict]) -> list[list[str]]:
-    """Head and rows of the verdicts, as text."""
-    return [VERDICTS] + [[v.claim, v.words, effect(v), v.reason] for v in verdicts]
+    """Head and rows of the verdicts, as text; with several, also the one after Holm's correction."""
+    verdicts = list(verdicts)
+    several = any(v.corrected for v in verdicts)
+    head = ["claim", "verdict", *[AFTER_HOLM] * several, "difference [95 % interval]", "evidence"]
+    rows = [[v.claim, v.words, *[v.corrected or NONE] * several, effect(v), v.reason] for v in verdicts]
+    return [head, *rows]
 
 
 def to_csv(table: Sequence[Row], verdicts: Sequence[Verdict] = ()) -> str:
     """Every figure in full: per metric its n, mean and interval; a column for each axis and each outcome.
 
-    The last column holds the verdicts on the claims about the arm.
+    The last columns hold the verdicts on the claims about the arm, as such and after Holm's correction.
     """
     axes = list(dict.fromkeys(key for row in table for key in row.axes))
     outcomes = sorted({outcome for row in table for outcome in row.outcomes})
     metrics = list(table[0].metrics) if table else []
     parts = ["", " n", " low", " high"]
+    last = {"verdicts": [(v, v.words) for v in verdicts]}
+    last["verdicts_after_holm"] = [(v, v.corrected) for v in verdicts if v.corrected]
+    last = {name: said for name, said in last.items() if said}
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(
@@ -182,7 +210,7 @@ def to_csv(table: Sequence[Row], verdicts: Sequence[Verdict] = ()) -> str:
             "flops",
             "core_hours",
             "gpu_hours",
-            *["verdicts"] * bool(verdicts),
+            *last,
         ]
     )
     for row in table:
@@ -198,7 +226,10 @@ def to_csv(table: Sequence[Row], verdicts: Sequence[Verdict] = ()) -> str:
                 row.flops or "",
                 row.core_hours,
                 row.gpu_hours,
-                *["; ".join(f"{v.claim}: {v.words}" for v in verdicts if row.arm in v.arms)] * bool(verdicts),
+                *(
+                    "; ".join(f"{v.claim}: {w}" for v, w in said if row.arm in v.arms)
+                    for said in last.values()
+                ),
             ]
         )
     return text.getvalue()
@@ -216,6 +247,11 @@ def to_markdown(table: Sequence[Row], results: Results, verdicts: Sequence[Verdi
         first, *rest = verdict_lines(verdicts)
         rest = [[escaped(claim), *found, escaped(why)] for claim, *found, why in rest]
         parts += [_pipes([first, ["---"] * len(first), *rest]), note(verdicts)]
+    if results.searches:
+        first, *rest = searches.lines(results)
+        rest = [list(map(escaped, line)) for line in rest]
+        parts += [_pipes([list(map(escaped, first)), ["---", *["---:"] * (len(first) - 1)], *rest])]
+        parts += [escaped(searches.note(results))]
     parts += ["\n".join(f"- {escaped(note)}" for note in results.notes)] * bool(results.notes)
     return "\n\n".join(parts) + "\n"
 
@@ -246,7 +282,8 @@ def to_latex(table: Sequence[Row], results: Results, verdicts: Sequence[Verdict]
     text += _tabular(columns, lines)
     if verdicts:
         top, *below = [_latex_line(line[:-1]) for line in verdict_lines(verdicts)]  # evidence is too wide
-        text += f"\n% {note(verdicts)}\n" + _tabular("llr", [top, r"\midrule", *below])
+        columns = "l" * top.count("&") + "r"
+        text += f"\n% {note(verdicts)}\n" + _tabular(columns, [top, r"\midrule", *below])
     return text
 
 

@@ -45,8 +45,17 @@ SPREAD_RATIO = "collapse/spread_ratio"
 """The spread of the images' directions over that before training."""
 NN_GAIN = "collapse/nn_gain"
 """What 1-NN accuracy rose by, as a part of what it was before training or, if less, of what was wrong."""
+VAL_NN = "search/nn_top1"
+"""1-NN accuracy among some validation images, which a search prunes by."""
+SECONDS = "system/seconds"
+"""What a trial took; measured at its end."""
 COLLAPSED = 0.5
 """A trial has collapsed when each of the three is below."""
+SAVED = {
+    "system/core_seconds": "system/saved_core_seconds",
+    "system/gpu_seconds": "system/saved_gpu_seconds",
+}
+"""What a trial took, and about what it would have taken more had it not ended early."""
 
 OWN: dict[str, Metric] = {
     metric.name: metric
@@ -55,6 +64,7 @@ OWN: dict[str, Metric] = {
         Metric(SPREAD_RATIO, "spread ratio", better="higher"),
         Metric(NN_GAIN, "gain in 1-NN accuracy", better="higher"),
         Metric("collapse/nn_top1", "1-NN top-1 of some images", "%", "higher"),
+        Metric(VAL_NN, "1-NN top-1 of some validation images", "%"),
         Metric("collapse/rank", "effective rank", better="higher"),
         Metric("collapse/image_cosine", "cosine between images", better="lower"),
         Metric("collapse/patch_cosine", "cosine between patches", better="lower"),
@@ -64,9 +74,11 @@ OWN: dict[str, Metric] = {
         Metric("train/grad_norm", "gradient norm"),
         Metric("train/lr", "learning rate"),
         Metric("train/epoch", "epoch"),
-        Metric("system/seconds", "time", "s", "lower"),
+        Metric(SECONDS, "time", "s", "lower"),
         Metric("system/core_seconds", "core time", "s", "lower"),
         Metric("system/gpu_seconds", "GPU time", "s", "lower"),
+        Metric("system/saved_core_seconds", "core time saved by ending early", "s"),
+        Metric("system/saved_gpu_seconds", "GPU time saved by ending early", "s"),
         Metric("system/images_per_second", "images per second", better="higher"),
     )
 }

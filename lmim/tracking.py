@@ -198,6 +198,10 @@ class Tracker:
             self._warned.add(kind)
             log.warning(text)
 
+    def _standing(self, folder: TrialFolder, trial: RecordedTrial) -> Standing:
+        judged, ending = self.plan.judged_by(trial), trial.ending or self.plan.ending
+        return standing(folder, judged, trial.data_version, ending)
+
     def _folder(self, trial: str) -> TrialFolder:
         return TrialFolder(self.out / "trials", trial)
 
@@ -284,14 +288,18 @@ class Tracker:
     def _feed(self, trial: RecordedTrial) -> None:
         folder = self._folder(trial.id)
         # before the rows: a trial that is done has written all of them
-        stands = standing(folder, self.plan.evaluations, trial.data_version)
+        stands = self._standing(folder, trial)
         state = stands.state
         if state.status == "new":
             return
         born = folder.born()
         child = self._children.get(trial.id)
-        if child is not None and born and child.tags.get("lmim.born", repr(born)) != repr(born):
-            # The trial began anew, from its first step: what MLflow holds are another run's results.
+        if child is not None and (
+            (born and child.tags.get("lmim.born", repr(born)) != repr(born))
+            or (child.tags.get("lmim.ended") and not state.ended)
+        ):
+            # The trial began anew, from its first step, or from where it had been ended early: what MLflow
+            # holds are another run's results.
             self._client.delete_run(child.run)
             child = None
         if child is None:
@@ -349,10 +357,14 @@ class Tracker:
 
     def _labels(self, trial: RecordedTrial) -> dict[str, str]:
         """What the plan calls a trial, which may change while its results stay."""
+        number = trial.suggestion
+        of_search = {} if number is None else {"lmim.suggestion": str(number + 1)}
+        which = "" if number is None else f" suggestion {number + 1}"
         return {
-            "mlflow.runName": f"{trial.arm} seed {trial.seed}",
+            "mlflow.runName": f"{trial.arm}{which} seed {trial.seed}",
             "lmim.arm": trial.arm,
             "lmim.seed": str(trial.seed),
+            **of_search,
             **{f"lmim.axis.{key}": str(value) for key, value in self._axes.get(trial.arm, {}).items()},
         }
 
@@ -399,7 +411,7 @@ class Tracker:
         for trial in self.plan.trials:
             folder = self._folder(trial.id)
             try:
-                words.add(standing(folder, self.plan.evaluations, trial.data_version).status)
+                words.add(self._standing(folder, trial).status)
             except UserError:
                 words.add("failed")
         for word, status in (
@@ -529,7 +541,7 @@ def _user() -> str:
 def _tags(stands: Standing, folder: TrialFolder, trial: RecordedTrial) -> dict[str, str]:
     """What the report must know of a trial besides its metrics."""
     state, replayed = stands.state, folder.replayed()
-    lived = "outcome commit python torch timm device host"
+    lived = "outcome ended commit python torch timm device host"
     found = {name: getattr(state, name) for name in lived.split()}
     found |= {"status": stands.status, "error": stands.error, "dataset_version": trial.data_version}
     found["code"] = "; then ".join(sorted(stands.codes))

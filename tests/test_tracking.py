@@ -24,6 +24,7 @@ from lmim.plan.ablation import Arm, load
 from lmim.plan.record import Record, RecordedTrial
 from lmim.tracking import Tracker, connect, default_uri, main, sync
 from lmim.trial.code import code_digest, code_version
+from lmim.trial.ending import Collapse, Ending
 from lmim.trial.evaluation import Evaluation, read_evaluations
 from lmim.trial.folder import Replay, TrialFolder
 from tests.mlflow_server import Server, new_database, serving
@@ -369,6 +370,35 @@ def test_a_trial_begun_anew_replaces_its_run(stage: Stage) -> None:
         assert (child.info.status, child.data.tags.get("lmim.error")) == ("FINISHED", None)
 
 
+def test_a_trial_that_goes_on_after_its_early_end_replaces_its_run(stage: Stage) -> None:
+    """The figures of its unfinished training would stand in the report, as an evaluation has one point."""
+    evaluations = read_evaluations(["knn"])
+    ending = Ending(collapse=Collapse(patience=1))
+    ruled = stage.plan(evaluations=evaluations).model_copy(update={"ending": ending})
+    folder = stage.folders["mse"]
+    for step, rank, cosine in ((0, 8.0, 0.5), (10, 1.0, 0.99)):
+        folder.append(step, {"collapse/rank": rank, "collapse/image_cosine": cosine})
+    folder.append(10, {"eval/rank_ratio": 0.1})
+    reason = ending.verdict(folder.rows()[0])
+    folder.update(status="done", outcome="collapsed", ended=reason, step=10, steps=20)
+    record(folder, evaluations[0], 7.0)
+    tracker = Tracker(stage.uri, ruled, stage.out)
+    tracker.close()
+    first = stage.child()
+    assert (first.data.tags["lmim.status"], first.data.tags["lmim.ended"]) == ("done", reason)
+    other = Tracker(stage.uri, stage.plan(evaluations=evaluations), stage.out)
+    other.close()
+    assert stage.child().data.tags["lmim.status"] == "interrupted", "without the rule"
+    folder.reopen()
+    folder.append(20, {"eval/rank_ratio": 0.2})
+    folder.update(status="done", outcome="collapsed", step=20)
+    record(folder, evaluations[0], 9.0)
+    other.close()
+    assert stage.child().info.run_id != first.info.run_id
+    assert stage.points("eval/knn_top1") == [(20, 9.0)]
+    assert "lmim.ended" not in stage.child().data.tags
+
+
 def test_killed_runs_do_not_stay_running(stage: Stage) -> None:
     """MLflow would show trials as running for ever after the machine went down."""
     first = stage.tracker()
@@ -564,6 +594,7 @@ def test_a_sweep_becomes_a_plan(tmp_path: Path) -> None:
         "design": "grid",
         "seeds": [0, 1],
         "claims": ["mse > cosine"],
+        "ending": None,
         "arms": [
             {"name": name, "axes": axes, "baseline": not axes, "provisional": False}
             for name, axes in (

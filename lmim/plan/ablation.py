@@ -6,17 +6,19 @@ line that names the file, the line, the key, what was expected and the nearest r
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lmim.config import Config
-from lmim.errors import count, fail, word
+from lmim.errors import UserError, count, fail, word
 from lmim.plan import cost, facts
 from lmim.plan.cells import labels
 from lmim.plan.claims import Claim, read_claims, read_only
-from lmim.plan.settings import ARM, SET, Setting
+from lmim.plan.search import Made, Searched, Study, Suggestions, Tried, tried
+from lmim.plan.settings import ARM, SET, Setting, Settings
 from lmim.plan.sweep_file import BASELINES, EQUAL_COMPUTE, Cell, Results, Spec, read
+from lmim.trial.ending import Ending
 from lmim.trial.evaluation import Evaluation
 
 MAX_TRIALS = 10_000
@@ -44,14 +46,24 @@ class Trial:
     config: Config
     baseline: bool = False
     provisional: bool = False
+    suggestion: int | None = None
+    """Which of its arm's search it tries, from 0; None for a trial of the table."""
+    ending: Ending | None = None
+    """What may end it early where that is its own: of a suggestion that is behind the others."""
+
+    @property
+    def called(self) -> str:
+        """The arm, and which suggestion."""
+        return self.arm if self.suggestion is None else f"{self.arm}, suggestion {self.suggestion + 1}"
 
 
 @dataclass(frozen=True)
 class Sweep:
     """A sweep file, resolved at one scale.
 
-    `planned` is the whole of it: every arm with the file's seeds and those that the call adds. `trials` are
-    those among them that the call asked for.
+    `planned` is the whole of it: every arm with the file's seeds and those that the call adds (where results
+    decide how many seeds there are, those in use), and what its search suggests. `trials` are those among
+    them that the call asked for.
     """
 
     name: str
@@ -72,19 +84,26 @@ class Sweep:
     """Whether a stage stands on a winner that there is not."""
     choices: tuple[str, ...] = ()
     """What results have chosen of a design that selects: for people."""
+    searches: tuple[Searched, ...] = ()
+    """How far the search of each arm that is tuned came."""
 
-    def replan(self, results: Results) -> "Sweep":
+    def replan(self, results: Results, suggestions: Suggestions | None = None) -> "Sweep":
         """The same sweep, knowing the metric of finished trials (None: finished without one).
 
-        Only a design that selects changes: once `results` have all that a winner is chosen from, the trials
-        that stand on it are no longer provisional.
+        Only what selects changes: once `results` have all that a winner is chosen from, the trials that stand
+        on it are no longer provisional. `suggestions` are those made so far.
         """
-        return expand(self.spec, results)
+        return expand(self.spec, results, suggestions)
 
     @property
     def selects(self) -> bool:
-        """Whether results choose a winner on which other arms stand."""
-        return self.spec.design.selects
+        """Whether results choose a winner on which other trials stand."""
+        return self.spec.selects
+
+    @property
+    def sequential(self) -> bool:
+        """Whether results decide how many seeds each arm has."""
+        return self.spec.pairs is not None
 
     @property
     def selection(self) -> str:
@@ -93,8 +112,22 @@ class Sweep:
 
     @property
     def evaluations(self) -> tuple[Evaluation, ...]:
-        """How every trial is judged."""
+        """How the trials of the table are judged."""
         return self.spec.evaluations
+
+    def judged_by(self, trial: Trial) -> tuple[Evaluation, ...]:
+        """How a trial is judged: one that a search tries on validation data alone."""
+        return self.spec.evaluations if trial.suggestion is None else self.spec.selecting
+
+    @property
+    def ending(self) -> Ending | None:
+        """What may end a trial of the table early."""
+        rule = self.spec.file.end_collapsed
+        return Ending(collapse=rule) if rule else None
+
+    def ending_of(self, trial: Trial) -> Ending | None:
+        """What may end a trial early."""
+        return trial.ending or self.ending
 
     @property
     def settings(self) -> dict[str, str]:
@@ -142,7 +175,8 @@ def load(
         UserError: for whatever the user can mend.
     """
     spec = read(Path(path), scale, sets, seeds, only)
-    asked = (spec.design.count + len(spec.file.baselines)) * len(spec.wanted)
+    each = len(spec.wanted) + (spec.search.trials * len(spec.search.seeds) if spec.search else 0)
+    asked = (spec.design.count + len(spec.file.baselines)) * each
     if asked > MAX_TRIALS and not yes:
         fail(
             spec.sheet.where(spec.design_key),
@@ -155,14 +189,16 @@ def load(
 # Expansion
 
 
-def expand(spec: Spec, results: Results | None = None) -> Sweep:
+def expand(spec: Spec, results: Results | None = None, suggestions: Suggestions | None = None) -> Sweep:
     """All trials of a sweep. A cell that occurs twice appears once, under its first name."""
-    builder = _Builder(spec)
+    builder = _Builder(spec, results or {}, suggestions or {})
     for cells in spec.design.cells(builder.ids, results or {}):
         builder.add(cells)
     for name in spec.file.baselines:
         builder.add([_baseline(spec, name)])
     written = [s for s in spec.base.values() if s.rank == SET]
+    if spec.search:
+        written += [one.setting(one.values[0]) for one in spec.search.ranges]
     for setting in [*written, *(one for axis in spec.design.axes.values() for one in axis)]:
         if setting.key not in builder.read:
             fail(setting.where, f"{setting.key}: no arm of this sweep reads it")
@@ -171,6 +207,7 @@ def expand(spec: Spec, results: Results | None = None) -> Sweep:
     _check_evaluations(spec, configs)
     claims = read_claims(spec, arms, configs)
     only = read_only(spec, arms)
+    planned = [t for t in builder.trials if spec.pairs is None or (t.arm, t.seed) in spec.pairs]
     return Sweep(
         name=spec.file.name,
         question=" ".join(spec.file.question.split()),
@@ -180,13 +217,16 @@ def expand(spec: Spec, results: Results | None = None) -> Sweep:
         claims=claims,
         seeds=spec.seeds,
         arms=tuple(builder.arms),
-        planned=tuple(builder.trials),
-        trials=tuple(t for t in builder.trials if t.arm in only and t.seed in spec.wanted),
+        planned=tuple(planned),
+        trials=tuple(
+            t for t in planned if t.arm in only and (t.suggestion is not None or t.seed in spec.wanted)
+        ),
         path=spec.sheet.path,
         spec=spec,
         notes=(*builder.notes(), *_skipped(builder.trials), *_still(spec, builder.trials)),
         undecided=builder.undecided,
         choices=tuple(spec.design.tell(builder.ids, results or {})),
+        searches=tuple(builder.searches),
     )
 
 
@@ -246,8 +286,9 @@ def _where(spec: Spec, key: str) -> str:
 class _Builder:
     """Collects arms and trials, each identity once."""
 
-    def __init__(self, spec: Spec) -> None:
-        self.spec = spec
+    def __init__(self, spec: Spec, results: Results, suggestions: Suggestions) -> None:
+        self.spec, self.results, self.suggestions = spec, results, suggestions
+        self.searches: list[Searched] = []
         self.arms: list[Arm] = []
         self.trials: list[Trial] = []
         self.undecided = False
@@ -270,20 +311,49 @@ class _Builder:
                     self.same.setdefault(twin, []).append(cell.name)
             else:
                 self.seen |= {trial.id: first.arm for trial in trials}
-                fresh.append(trials)
+                fresh.append(self.tuned(cell, trials))
                 self.arms.append(Arm(first.arm, first.axes, cell.baseline, cell.provisional))
         for number in range(len(self.spec.seeds)):
             self.trials += [trials[number] for trials in fresh]
 
-    def build(self, cell: Cell) -> list[Trial]:
-        settings = self.spec.base | cell.changes
+    def tuned(self, cell: Cell, trials: list[Trial]) -> list[Trial]:
+        """A cell's trials as its search has tuned them, and what the search tries beside them."""
+        study = self.spec.search and self.spec.search.study(trials[0].arm, trials[0].config)
+        if not study:
+            return trials
+        made = self.suggestions.get(study.identity, ())[: study.search.trials]
+        if not made:
+            for end in [one.setting(value) for one in study.ranges for value in one.values]:
+                self.build(cell, {end.key: end})  # a UserError where an end does not go with the arm
+        search = Searched(study, tuple(self.suggested(cell, study, n, made) for n in range(len(made))))
+        self.searches.append(search)
+        if not search.over or search.best is None:
+            self.undecided = True
+            return [replace(trial, provisional=True) for trial in trials]
+        return self.build(cell, study.settings(search.best.params))
+
+    def suggested(self, cell: Cell, study: Study, number: int, made: Sequence[Made]) -> Tried:
+        """What a suggestion is tried with, and what came of it."""
+        try:
+            built = self.build(cell, study.settings(made[number].params), study.search.seeds)
+            ending = Ending(collapse=self.spec.file.end_collapsed, prune=study.prune(made[:number]))
+            trials = [replace(trial, suggestion=number, ending=ending) for trial in built]
+        except UserError:  # values that do not go together
+            trials = []
+        self.trials += trials
+        return tried(made[number].params, [trial.id for trial in trials], self.results)
+
+    def build(
+        self, cell: Cell, tuned: Settings | None = None, seeds: Sequence[int] | None = None
+    ) -> list[Trial]:
+        settings = self.spec.base | cell.changes | (tuned or {})
         config = self.spec.sheet.schema.resolve(settings, str(self.spec.sheet.path))
         flat = config.flat()
         self.read |= flat.keys()
         axes = {} if cell.baseline else {k: flat[k] for k in self.spec.design.axes if k in flat}
         name = self._name(cell, axes)
         trials = []
-        for seed in self.spec.seeds:
+        for seed in self.spec.seeds if seeds is None else seeds:
             seeded = config.model_copy(update={"seed": seed})
             trials.append(Trial(seeded.identity, name, seed, axes, seeded, cell.baseline, cell.provisional))
         return trials

@@ -7,7 +7,7 @@ from typing import Any, Literal, cast
 
 from lmim.config import Config
 from lmim.errors import fail, nearest, show, word
-from lmim.metrics import full_name
+from lmim.metrics import RANK_RATIO, full_name
 from lmim.plan.located_yaml import scalar
 from lmim.plan.sweep_file import Spec
 
@@ -134,8 +134,17 @@ def read_claims(spec: Spec, arms: Arms, configs: Mapping[str, Config]) -> tuple[
             if judge and not judge.applies(configs[arm]):
                 has = f"{arm}, whose objective {configs[arm].objective} has none"
                 fail(where, f"expected arms with {', '.join(judge.needs)} for {judge.protocol}, found {has}")
+        if spec.file.end_collapsed and _about_collapse(claim, spec.file.metric):
+            rule = spec.sheet.where("end_collapsed")
+            fail(where, f"expected no claim about collapse with end_collapsed ({rule}), found {show(text)}")
         claims.append(claim)
     return tuple(claims)
+
+
+def _about_collapse(claim: Claim, metric: str) -> bool:
+    """Whether a trial that is ended for its collapse would make the claim true by being ended."""
+    name = full_name(claim.metric or metric)
+    return claim.right is None or name == RANK_RATIO or name.startswith("collapse/")
 
 
 def read_only(spec: Spec, arms: Arms) -> set[str]:

@@ -112,6 +112,10 @@ class Estimate:
     core_hours: float
     gpu_hours: float
     basis: str
+    around: float = 0.0
+    """Of the wall seconds, those before the first trial and after the last."""
+    seconds: tuple[float, ...] = ()
+    """Of each trial, in the order in which they were given."""
 
 
 def estimate(
@@ -150,7 +154,8 @@ def estimate(
         slots[slots.index(min(slots))] += one
     kept = next((record["sweep"] for _, record in records if record.get("sweep")), None)
     around = kept["seconds_before_first_trial"] + kept["seconds_after_last_trial"] if kept else SWEEP_SECONDS
-    return Estimate(max(slots) + around, len(slots), hours["cpu"], hours["cuda"], "; ".join(bases))
+    wall, basis = max(slots) + around, "; ".join(bases)
+    return Estimate(wall, len(slots), hours["cpu"], hours["cuda"], basis, around, tuple(seconds))
 
 
 def kind(config: Config, device: str) -> str:
@@ -192,7 +197,8 @@ def _measured(
     for config, state in finished:
         if state.outcome != "diverged":
             own = work[config.arm]
-            moving = _moving(config, config.optim.epochs, own, _recorded(config, own, machine, records))
+            epochs = state.epoch if state.ended else config.optim.epochs
+            moving = _moving(config, epochs, own, _recorded(config, own, machine, records))
             fixed, paces = found.setdefault(kind(config, _device(state)), ([], []))
             if moving > TRIAL_SECONDS:
                 paces.append(max(0.0, state.seconds - TRIAL_SECONDS) / moving)

@@ -22,8 +22,10 @@ from lmim.files import write_atomic
 from lmim.metrics import known
 from lmim.plan import designs
 from lmim.plan.located_yaml import read_yaml
+from lmim.plan.search import Tune
 from lmim.plan.settings import BASE, Schema
 from lmim.plan.sweep_file import BASELINES, PROJECT_ABLATIONS, SweepFile
+from lmim.trial.ending import Collapse
 from lmim.trial.evaluation import EVERY, read_evaluations
 
 Json = dict[str, Any]
@@ -128,7 +130,13 @@ def sweep_keys() -> list[Key]:
             key = found.setdefault(name, Key(name, about.description or "", _schema(about), default))
             if name not in SweepFile.model_fields:
                 key.read_by.append(design)
+    found["tune"].schema = {"type": "object"}
+    tuned = {f"tune.{name}": about for name, about in Tune.model_fields.items()}
+    for name, about in tuned.items():
+        default = None if about.is_required() else about.get_default(call_default_factory=True)
+        found[name] = Key(name, about.description or "", _schema(about), default)
     found["design"].schema = {"enum": designs.names()}
+    found["end_collapsed"].schema = {"anyOf": [Collapse.model_json_schema(), {"type": "boolean"}]}
     found["baselines"].schema["items"] = {"enum": [*BASELINES]}
     found["name"].schema["pattern"] = found["name"].schema["pattern"].replace(r"\z", "$")
     return list(found.values())
@@ -249,6 +257,8 @@ def sweep_schema() -> Json:
     some = {name: {"anyOf": [{"type": "array", "items": value}, value]} for name, value in one.items()}
     found |= {"config": _mapping(one), "axes": _mapping(some)}
     keys = {key.name: _value(key) for key in sweep_keys()}
+    tune = {name.partition(".")[2]: keys.pop(name) for name in [*keys] if name.startswith("tune.")}
+    keys["tune"] |= {"properties": tune, "required": ["keys"], "additionalProperties": False}
     keys["axes"]["allOf"] = [_refer("axes")]
     keys["config"]["allOf"] = [_refer("config")]
     keys["exclude"]["items"] = _refer("axes")

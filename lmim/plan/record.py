@@ -6,15 +6,18 @@ import re
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from lmim.errors import UserError, fail
-from lmim.metrics import Metric, known
+from lmim.metrics import Better, Metric, known
 from lmim.plan import cost, facts
 from lmim.plan.ablation import Arm, Sweep
 from lmim.plan.claims import statement
+from lmim.plan.search import Kind, Searched, best, short
 from lmim.trial.code import code_digest, code_version
+from lmim.trial.ending import Ending
 from lmim.trial.evaluation import Evaluation
 
 LONGEST = 80
@@ -50,6 +53,74 @@ class RecordedTrial(BaseModel):
     arm: str
     seed: int
     data_version: str = ""
+    suggestion: int | None = None
+    """Of a search: which; such a trial is no row of the table."""
+    ending: Ending | None = None
+    """What may end it early where that is its own."""
+
+
+class RecordedSuggestion(BaseModel):
+    """What a search tried."""
+
+    model_config = ConfigDict(frozen=True)
+
+    params: dict[str, Any]
+    trials: tuple[str, ...]
+    value: float | None = None
+    """The sweep's metric on the validation split, a mean over seeds; none where it failed, or is not over."""
+
+
+class RecordedSearch(BaseModel):
+    """The search of an arm: what it looked for where, and what it found."""
+
+    model_config = ConfigDict(frozen=True)
+
+    arm: str
+    ranges: dict[str, tuple[Kind, tuple[Any, ...]]]
+    """Key to the kind of its range, and its ends or choices."""
+    budget: int
+    """How many suggestions it makes."""
+    metric: str
+    better: Better
+    suggestions: tuple[RecordedSuggestion, ...] = ()
+    recipe: bool = False
+    """Whether the first suggestion is the recipe's own."""
+    study: str = ""
+    """Its journal: <out>/studies/<study>.log, which Optuna opens."""
+
+    @property
+    def best(self) -> RecordedSuggestion | None:
+        """The best so far; None where none has a value."""
+        return best(self.suggestions, self.better)
+
+    def __str__(self) -> str:
+        """How far it came, and what it found."""
+        far = f"{self.arm}: {len(self.suggestions)} of {self.budget} suggestions"
+        found = self.best
+        if found is None or found.value is None:
+            return far
+        values = ", ".join(f"{key} {short(value)}" for key, value in found.params.items())
+        recipe = self.suggestions[0].value if self.recipe else None
+        own = "" if recipe is None else f" (the recipe's own: {recipe:.2f})"
+        return f"{far}; best {self.metric} {found.value:.2f} with {values}{own}"
+
+    @classmethod
+    def of(cls, search: Searched) -> "RecordedSearch":
+        """How far a search came."""
+        study = search.study
+        return cls(
+            arm=study.arm,
+            ranges={one.key: (one.kind, one.values) for one in study.ranges},
+            budget=study.search.trials,
+            metric=study.search.metric,
+            better=study.search.better,
+            suggestions=tuple(
+                RecordedSuggestion(params=dict(one.params), trials=one.trials, value=one.value)
+                for one in search.tried
+            ),
+            recipe=study.recipe is not None,
+            study=study.identity,
+        )
 
 
 class Record(BaseModel):
@@ -78,6 +149,10 @@ class Record(BaseModel):
     arms: tuple[Arm, ...]
     trials: tuple[RecordedTrial, ...]
     evaluations: tuple[Evaluation, ...] = ()
+    selecting: tuple[Evaluation, ...] = ()
+    """How the trials of searches are judged."""
+    searches: tuple[RecordedSearch, ...] = ()
+    ending: Ending | None = None
     metrics: dict[str, Metric] = {}
     """How each metric is called, in what it is measured, and which way is better."""
     notes: tuple[str, ...] = ()
@@ -86,6 +161,8 @@ class Record(BaseModel):
     """Of the data; 0 where they cannot be opened, or those of the arms differ in it."""
     flops: dict[str, float] = {}
     """Arm to what one training of it takes; without those that train nothing, or were not counted."""
+    sequential: bool = False
+    """Whether results decided how many seeds there are (--until-decided), in this call or an earlier one."""
     code: str = ""
     """The code that results are compared with, by `code_digest`."""
     commit: str = ""
@@ -106,17 +183,32 @@ class Record(BaseModel):
             stated={statement(claim.text, sweep.metric): time.time() for claim in sweep.claims},
             arms=sweep.arms,
             trials=tuple(
-                RecordedTrial(id=t.id, arm=t.arm, seed=t.seed, data_version=t.config.data.version or "")
+                RecordedTrial(
+                    id=t.id,
+                    arm=t.arm,
+                    seed=t.seed,
+                    data_version=t.config.data.version or "",
+                    suggestion=t.suggestion,
+                    ending=t.ending,
+                )
                 for t in sweep.planned
             ),
             evaluations=sweep.evaluations,
-            metrics=known(sweep.evaluations),
+            selecting=sweep.spec.selecting,
+            searches=tuple(map(RecordedSearch.of, sweep.searches)),
+            metrics=known([*sweep.evaluations, *sweep.spec.selecting]),
+            ending=sweep.ending,
             notes=(*sweep.notes, *sweep.choices),
             classes=_classes(sweep),
             flops=_flops(sweep),
+            sequential=sweep.sequential,
             code=code_digest(),
             commit=code_version(),
         )
+
+    def judged_by(self, trial: RecordedTrial) -> tuple[Evaluation, ...]:
+        """How a trial is judged."""
+        return self.evaluations if trial.suggestion is None else self.selecting
 
     @property
     def place(self) -> str:
@@ -128,7 +220,11 @@ class Record(BaseModel):
         return out / self.name / self.place / "plan.json"
 
     def since(self, earlier: Iterable["Record"]) -> "Record":
-        """This record, each claim with the earliest time at which any of them says that it was stated."""
+        """This record, with what of earlier ones stays true.
+
+        Each claim has the earliest time at which any of them says that it was stated. Where results once
+        decided how many seeds there are, the seeds of a later call are not chosen freely of them either.
+        """
         records = [self, *earlier]
         first: dict[str, float] = {}
         for record in records:
@@ -136,7 +232,8 @@ class Record(BaseModel):
         said = [(record, statement(text, record.metric)) for record in records for text in record.claims]
         unknown = {key for record, key in said if key not in record.stated}
         stated = {key: at for key, at in first.items() if key not in unknown}
-        return self.model_copy(update={"stated": stated})
+        sequential = any(record.sequential for record in records if record.place == self.place)
+        return self.model_copy(update={"stated": stated, "sequential": sequential})
 
 
 def kept(name: str, out: Path) -> list[Record]:
@@ -170,7 +267,8 @@ def check_file(sweep: Sweep, out: Path) -> None:
 
 
 def _flops(sweep: Sweep) -> dict[str, float]:
-    configs = {trial.arm: trial.config for trial in sweep.planned if trial.config.optim.epochs}
+    rows = [trial for trial in sweep.planned if trial.suggestion is None]
+    configs = {trial.arm: trial.config for trial in rows if trial.config.optim.epochs}
     if len(configs) > cost.MODELS:  # of more, some would be reckoned by the others
         return {}
     try:

@@ -6,17 +6,20 @@ the nearest right name.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
-from pydantic import Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError
 
 from lmim.config import Section
 from lmim.errors import fail, nearest, show
 from lmim.metrics import Metric, full_name, known
 from lmim.plan import designs
 from lmim.plan.located_yaml import Node, read_yaml
+from lmim.plan.search import Search, Tune, read_search
 from lmim.plan.settings import BASE, OWN, SCALE, Schema, Setting, Settings, expectation
+from lmim.trial.ending import Collapse
 from lmim.trial.evaluation import DEFAULT, EntryError, Evaluation, read_evaluations
 from lmim.variants import Count
 
@@ -45,6 +48,11 @@ BASELINES: dict[str, dict[str, Any]] = {
 many epochs, and for as many FLOPs, as the base."""
 
 
+def _switched(given: object) -> object:
+    """A rule that is written as `true` or `false`."""
+    return ({} if given else None) if isinstance(given, bool) else given
+
+
 class SweepFile(Section):
     """The keys of a sweep file with any design; a design's file adds its own."""
 
@@ -64,6 +72,8 @@ class SweepFile(Section):
     """Protocols, each with its settings: `[nn, {knn: {k: 5}}, mine.py:gap]`."""
     metric: str = "knn_top1"
     """What arms are compared by; higher is better where a design selects."""
+    tune: Tune | None = None
+    """Keys in which each arm is tuned by itself, on validation data, before it is compared."""
     claims: list[str] = Field(default_factory=list)
     """What is expected, stated before it runs: `A > B`, `A < B on METRIC`, `A collapsed`, `A not
     collapsed`."""
@@ -71,6 +81,10 @@ class SweepFile(Section):
     """Rows to compare with: `random_encoder` and `raw_pixels`, which need no training; `pixel_mim`, which is
     MAE, and `supervised`, a classifier alone; `pixel_mim_equal_compute` and `supervised_equal_compute`, with
     as many epochs as take the FLOPs of the base's."""
+    end_collapsed: Annotated[Collapse | None, BeforeValidator(_switched)] = None
+    """End trials early that have collapsed: `true`, or `{rank: 0.5, cosine: 0.95, patience: 3}`, when so many
+    looks in a row find the effective rank below that part of its first value and the cosine between images
+    above. Not with claims about collapse."""
 
 
 @dataclass(frozen=True)
@@ -146,26 +160,33 @@ class Spec:
     wanted: tuple[int, ...]
     """The seeds to run now."""
     only: tuple[str, ...] | None
+    search: Search | None = None
+    """In which keys each arm is tuned, and how."""
+    pairs: frozenset[tuple[str, int]] | None = None
+    """Arm and seed of the trials that there are, where results decide it; else every arm has every seed."""
 
-    @property
+    # read from the protocols' sources, and asked for with every look at a trial: so once
+    @cached_property
     def evaluations(self) -> tuple[Evaluation, ...]:
-        """How every trial is judged: as the file says, and on the val split where the design selects."""
-        return self.sheet.evaluations + self._selecting
+        """How the trials of the table are judged: as the file says, and on val where the design selects."""
+        return self.sheet.evaluations + (self.selecting if self.design.selects else ())
 
-    @property
+    @cached_property
     def selection(self) -> str:
-        """The metric that the design selects by: what selects must not be what is reported."""
-        name = full_name(self.file.metric)
-        judged = self.sheet.evaluations
-        short = next((s for one in judged for s, metric in one.metrics.items() if metric.name == name), "")
-        return next((one.metrics[short].name for one in self._selecting), name)
+        """The metric that results select by: what selects must not be what is reported."""
+        found = on_validation(self.sheet.evaluations, self.file.metric) if self.selects else None
+        return found[1] if found else full_name(self.file.metric)
+
+    @cached_property
+    def selecting(self) -> tuple[Evaluation, ...]:
+        """The protocol of the sweep's metric, on the validation split, where results select anything."""
+        found = on_validation(self.sheet.evaluations, self.file.metric) if self.selects else None
+        return found[:1] if found else ()
 
     @property
-    def _selecting(self) -> tuple[Evaluation, ...]:
-        """The protocol of the sweep's metric, on the validation split."""
-        name = full_name(self.file.metric)
-        judged = [one for one in self.sheet.evaluations if name in {m.name for m in one.metrics.values()}]
-        return tuple(replace(one, split="val") for one in judged if self.design.selects)
+    def selects(self) -> bool:
+        """Whether results choose something on which other trials stand."""
+        return self.design.selects or self.search is not None
 
     @property
     def design_key(self) -> str:
@@ -216,15 +237,48 @@ def read(
                 f"{sheet.where('baselines', number)}: baselines",
                 f"expected one of {', '.join(BASELINES)}, found {show(name)}{nearest(name, BASELINES)}",
             )
+    every = tuple(dict.fromkeys(wanted if design.by_seed else [*file.seeds, *wanted]))
     return Spec(
         sheet,
         file,
         design,
         scale,
         base,
-        tuple(dict.fromkeys(wanted if design.by_seed else [*file.seeds, *wanted])),
+        every,
         tuple(dict.fromkeys(wanted)),
         None if only is None else tuple(only),
+        _search(file, sheet, design, arguments, every),
+    )
+
+
+def on_validation(judged: Iterable[Evaluation], metric: str) -> tuple[Evaluation, str] | None:
+    """The protocol of a metric on the validation split, and what the metric is called there.
+
+    None where the metric is the trainer's own.
+    """
+    name = full_name(metric)
+    for one in judged:
+        for short, found in one.metrics.items():
+            if found.name == name:
+                there = replace(one, split="val")
+                return there, there.metrics[short].name
+    return None
+
+
+def _search(
+    file: SweepFile, sheet: Sheet, design: Design, arguments: Settings, seeds: Sequence[int]
+) -> Search | None:
+    if file.tune is None:
+        return None
+    if design.selects:
+        fail(sheet.where("tune"), f"tune: expected a design that selects nothing itself, found {file.design}")
+    better = sheet.metric(file.metric, f"{sheet.where('metric')}: metric").better
+    found = on_validation(sheet.evaluations, file.metric)
+    if found is None:
+        wanted = "metric: expected one of a protocol, as tune looks at validation data"
+        fail(sheet.where("metric"), f"{wanted}, found {file.metric}")
+    return read_search(
+        file.tune, sheet.schema, sheet.where, design.axes, arguments, (found[1], better), seeds
     )
 
 

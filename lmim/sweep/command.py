@@ -19,6 +19,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -27,12 +28,15 @@ from rich.console import Console
 
 from lmim import pages
 from lmim.command import Parser, exit_code, out_folder
-from lmim.errors import UserError, count
+from lmim.errors import UserError, count, fail
 from lmim.plan import ablation, record, tokenizers
+from lmim.sweep import sequential, studies
+from lmim.sweep.budget import Purse, check_kind, listed, read_budget, rounds
 from lmim.sweep.executors import Job, Stop, local_resources, on_ray, serial
-from lmim.sweep.screen import show_plan, summary, watch
-from lmim.sweep.standing import Plan
+from lmim.sweep.screen import cost_line, duration, saving, show_plan, summary, watch
+from lmim.sweep.standing import Plan, cost_of, machine_of
 from lmim.sweep.worker import RESTARTS, record_failure
+from lmim.trial.ending import goes_on
 from lmim.trial.folder import Busy, State, TrialFolder
 
 if TYPE_CHECKING:
@@ -48,10 +52,14 @@ def conclude(plan: Plan, out: Path, uri: str, console: Console, as_json: bool) -
     if as_json:
         print(json.dumps({"trials": plan.rows(), "verdicts": report.verdicts(built)}))
     report.show(built, console)
+    if line := saving(plan):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     where_to = pages.how_to_open(uri, built.found.experiment, built.found.parent)
     console.print(f"MLflow: {where_to}", markup=False, soft_wrap=True, highlight=False)
 
 
+MISSING = ("new", "interrupted", "running", "trained")
+"""How trials stand that are to run."""
 DESCRIPTION = (
     "Bring a sweep up to date: run what is missing. --only and --seeds choose what runs now; the report has "
     "whatever is done of the file's arms, with its seeds and those given, and names what is not."
@@ -75,6 +83,10 @@ def parser() -> argparse.ArgumentParser:
     )
     parse.add_argument("--seeds", type=_seeds, help="run these, in the file or not, e.g. 0,1,2")
     parse.add_argument("--only", metavar="ARM", action="append", help="run this arm alone; may be repeated")
+    until = "add seeds where a claim is open, until all are decided; intervals then hold for every look"
+    parse.add_argument("--until-decided", action="store_true", help=until)
+    most = f"with --until-decided: at most N seeds an arm (default: {sequential.MAX_SEEDS})"
+    parse.add_argument("--max-seeds", type=_positive, metavar="N", help=most)
     parse.add_argument("--dry-run", action="store_true", help="print the plan and its cost; run nothing")
     parse.add_argument(
         "--json",
@@ -90,6 +102,10 @@ def parser() -> argparse.ArgumentParser:
     where.add_argument("--serial", action="store_true", help="one trial at a time in this process, no Ray")
     most = "run at most N trials at a time (default: as many as the cores or GPUs are good for)"
     parse.add_argument("--max-concurrent", type=_positive, metavar="N", help=most)
+    budget = (
+        "start no trial that would not end in so much time, or core- or GPU-hours: 90min, 2h, 10coreh, 40gpuh"
+    )
+    parse.add_argument("--budget", type=read_budget, metavar="AMOUNT", help=budget)
     parse.add_argument("--retry-failed", action="store_true", help="run once more what failed")
     parse.add_argument("--yes", action="store_true", help=f"run even more than {ablation.MAX_TRIALS} trials")
     parse.add_argument("--dashboard", action="store_true", help="Ray's dashboard, on this host only")
@@ -120,7 +136,11 @@ def _positive(text: str) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; 0: all done, 1: some failed or do not count, 2: wrong words, 130: interrupted."""
+    """Run the command.
+
+    0: all done, 1: some failed or do not count, 2: wrong words, 3: the budget is spent and some are missing,
+    130: interrupted.
+    """
     words = sys.argv[1:] if argv is None else list(argv)
     return exit_code(lambda: command(parser().parse_args(words), words))
 
@@ -138,38 +158,44 @@ def command(args: argparse.Namespace, words: Sequence[str]) -> int:
     out: Path = args.out.resolve()
     record.check_file(sweep, out)
     root = out / "trials"
+    if args.max_seeds and not args.until_decided:
+        fail("--max-seeds", "expected with --until-decided alone")
+    args.max_seeds = args.max_seeds or sequential.MAX_SEEDS
+    if args.until_decided:
+        sweep = sequential.begin(sweep, out, args.max_seeds)
     plan = Plan.read(sweep, root).settled()
     # stdout carries nothing but JSON when JSON was asked for
     console = Console(stderr=args.json, width=None if sys.stdout.isatty() else 120)
-    todo = ["new", "interrupted", "running", "trained", *(["failed"] if args.retry_failed else [])]
+    todo = [*MISSING, *(["failed"] if args.retry_failed else [])]
+    machine = machine_of(1 if args.serial else args.max_concurrent, _on_gpus_elsewhere(args))
+    purse = args.budget and Purse(args.budget, machine)
     for note in plan.sweep.notes:
         console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+    if args.until_decided:
+        plan = _grown(plan, args, todo, console)
     if args.dry_run:
-        if args.json:
-            print(json.dumps(plan.rows()))
-        else:
-            show_plan(plan, out, console, 1 if args.serial else args.max_concurrent)
-            for config in tokenizers.needed(job.trial.config for job in plan.missing(todo)):
-                there = tokenizers.folder(config, config.data.version).is_dir()
-                word = "is there" if there else "will be fitted first"
-                console.print(f"{tokenizers.tell(config)}: {word}", markup=False, highlight=False)
+        _show(plan, args, todo, console, machine, purse)
         _check(plan, args, todo)
         return 0
     from lmim.tracking import default_uri
 
     out.mkdir(parents=True, exist_ok=True)
     uri = args.tracking_uri or default_uri(out)
+    if purse:
+        _check_budget(plan, args.address, purse, todo, console)
     stop = Stop(out / f".stop-{os.getpid()}-{secrets.token_hex(4)}")
-    if plan.missing(todo) or plan.stale():
-        plan = bring_up_to_date(plan, args, uri, todo, stop, console)
-        if stop.wanted():
+    if plan.missing(todo) or plan.stale() or any(search.left for search in plan.searches()):
+        plan = bring_up_to_date(plan, args, uri, todo, stop, console, purse)
+        if stop.signals > (purse.expired if purse else 0):
             console.print(
                 f"Interrupted: {summary(plan)}. To go on:\n  python -m lmim.sweep {shlex.join(words)}",
                 highlight=False,
                 soft_wrap=True,
             )
             return 130
-        if plan.sweep.selects:  # who won the last stage
+        if (
+            plan.sweep.selects or plan.sweep.sequential
+        ):  # who won the last stage; seeds that were there already
             _open_tracker(uri, plan.sweep, out).close()
     else:
         all_counts = "nothing is to run" if plan.excluded() else "nothing is missing"
@@ -181,7 +207,95 @@ def command(args: argparse.Namespace, words: Sequence[str]) -> int:
         raise UserError(
             f"{error}; {summary(plan)}, kept in {out}: the same command makes the report"
         ) from None
-    return _exit_code(plan, console)
+    failed = _exit_code(plan, console)
+    if purse and (missing := _left_out(plan)):
+        found = cost_line(cost_of(plan, out, machine))
+        console.print(
+            f"The budget is spent ({purse.told()}). Missing: {listed(missing)}; {found}. To go on:\n"
+            f"  python -m lmim.sweep {shlex.join(words)}",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+        return failed or 3
+    return failed
+
+
+def _on_gpus_elsewhere(args: argparse.Namespace) -> bool:
+    """Whether a budget is of a cluster's GPUs, of which this machine knows nothing."""
+    return bool(args.address and args.budget and args.budget.kind == "gpu")
+
+
+def _left_out(plan: Plan) -> list[ablation.Trial]:
+    """The trials that a budget did not reach."""
+    return [trial for trial in plan.where(*MISSING) if not trial.provisional]
+
+
+def _check_budget(
+    plan: Plan, address: str | None, purse: Purse, todo: Sequence[str], console: Console
+) -> None:
+    """Whether the first round can be paid.
+
+    Raises:
+        UserError: it cannot, or the trials take none of what the budget is of.
+    """
+    budget = purse.budget
+    # before a search has suggested anything, its rows are priced as they stand
+    trials = [job.trial for job in plan.missing(todo)] or plan.where(*todo)
+    check_kind(budget, purse.machine, trials, address)
+    if not trials:
+        return
+    first = rounds(trials, plan.sweep.seeds)[0]
+    found = cost_of(plan, plan.root.parent, purse.machine, first)
+    if found is None:
+        line = f"--budget {budget.text}: what trials cost is unknown; the first round measures it"
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    elif not purse.fits(found):
+        each = "one trial of each arm" if len(first) == len(plan.sweep.arms) else f"the next {listed(first)}"
+        unit = {"wall": "", "core": " of cores", "gpu": " of GPUs"}[budget.kind]
+        raise UserError(
+            f"--budget {budget.text}: {each} takes about {duration(budget.of(found))}{unit}; give more or "
+            "choose arms with --only"
+        )
+
+
+def _fitting(plan: Plan, purse: Purse, todo: Sequence[str]) -> str:
+    """Which trials a budget reaches, by the estimate."""
+    fit: list[ablation.Trial] = []
+    left, missing = purse.left(), [job.trial for job in plan.missing(todo)]
+    for some in rounds(missing, plan.sweep.seeds):
+        found = cost_of(plan, plan.root.parent, purse.machine, some)
+        if found is None:
+            return f"--budget {purse.budget.text}: what trials cost is unknown; the first round measures it"
+        if purse.budget.of(found) > left:
+            break
+        left -= purse.budget.of(found) - (found.around if purse.budget.kind == "wall" else 0.0)
+        fit += some
+    return f"--budget {purse.budget.text}: reaches {listed(fit)} of {len(missing)} that are missing"
+
+
+def _show(
+    plan: Plan,
+    args: argparse.Namespace,
+    todo: Sequence[str],
+    console: Console,
+    machine: cost.Machine,
+    purse: Purse | None,
+) -> None:
+    """What --dry-run prints."""
+    if args.json:
+        print(json.dumps(plan.rows()))
+    else:
+        show_plan(plan, plan.root.parent, console, machine)
+        if purse:
+            console.print(_fitting(plan, purse, todo), markup=False, highlight=False, soft_wrap=True)
+        if args.until_decided:
+            most = sequential.at_most(plan, args.max_seeds)
+            console.print(f"more seeds follow where a claim stays open: at most {most} trials in all")
+        for config in tokenizers.needed(job.trial.config for job in plan.missing(todo)):
+            there = tokenizers.folder(config, config.data.version).is_dir()
+            word = "is there" if there else "will be fitted first"
+            console.print(f"{tokenizers.tell(config)}: {word}", markup=False, highlight=False)
 
 
 def _exit_code(plan: Plan, console: Console) -> int:
@@ -189,7 +303,7 @@ def _exit_code(plan: Plan, console: Console) -> int:
     failed = plan.where("failed")
     for trial in failed:
         console.print(
-            f"failed: {trial.arm} seed {trial.seed} ({trial.id}): {plan.states[trial.id].error}",
+            f"failed: {trial.called} seed {trial.seed} ({trial.id}): {plan.states[trial.id].error}",
             style="red",
             markup=False,
             highlight=False,
@@ -208,22 +322,29 @@ def _exit_code(plan: Plan, console: Console) -> int:
             highlight=False,
             soft_wrap=True,
         )
-    if plan.sweep.undecided:
+    undecided = plan.sweep.undecided and not _left_out(plan)
+    if undecided:
         console.print(
-            "Later stages wait for the winner of an earlier one, which has none: every arm of it failed, "
-            "diverged, is of other code, or was left out by --only",
+            "What stands on the winner of a stage or of a search waits for it, as there is none: all that it "
+            "chooses from failed, diverged, is of other code, or was left out by --only",
             style="red",
             highlight=False,
             soft_wrap=True,
         )
-    return 1 if failed or excluded or plan.sweep.undecided else 0
+    return 1 if failed or excluded or undecided else 0
 
 
 def bring_up_to_date(
-    plan: Plan, args: argparse.Namespace, uri: str, todo: Sequence[str], stop: Stop, console: Console
+    plan: Plan,
+    args: argparse.Namespace,
+    uri: str,
+    todo: Sequence[str],
+    stop: Stop,
+    console: Console,
+    purse: Purse | None = None,
 ) -> Plan:
     """Run what is missing, then compare what other code made with today's; how the sweep stands then."""
-    root = plan.root
+    root, plan = plan.root, _suggest(plan)
     prepared = _prepare(_check(plan, args, todo), plan)  # before Ray starts: a folder may be damaged
     _fit(plan.missing(todo), root, console)
     stop.listen()
@@ -235,24 +356,35 @@ def bring_up_to_date(
         else on_ray(root, stop, args.address, args.max_concurrent, args.dashboard, partial(_say, console))
     )
     replayed: set[str] = set()
-    rounds: Counter[str] = Counter()  # of a trial that is trained: how often it was to be judged
+    nothing = contextlib.nullcontext()
+    tries: Counter[str] = Counter()  # of a trial that is trained: how often it was to be judged
     try:
         with cluster as execute, ThreadPoolExecutor(1) as pool:
             while not stop.wanted():
-                jobs = plan.missing(todo)
+                plan = _suggest(plan)
+                jobs = _payable(plan, plan.missing(todo), purse)
                 _prepare([job for job in jobs if job.trial.id not in prepared], plan)
                 prepared = frozenset()
                 if not jobs:
                     jobs = [job for job in plan.stale() if job.trial.id not in replayed]
                     replayed |= {job.trial.id for job in jobs}
+                if not jobs and args.until_decided:
+                    before, plan = plan, _grown(plan, args, todo, console)
+                    if plan is not before:
+                        continue
                 if not jobs:
                     break
                 if jobs[0].replay:
                     line = f"the code has changed: replaying {len(jobs)} trials, one of each arm"
                     console.print(line, highlight=False)
                 trained = {trial.id for trial in plan.where("trained")}
-                rounds.update(job.trial.id for job in jobs if job.trial.id in trained)
-                plan = _round(plan, jobs, lambda some: pool.submit(execute, some), uri, stop, console, rounds)
+                tries.update(job.trial.id for job in jobs if job.trial.id in trained)
+                allowance = jobs[0].allowance
+                paid = purse.enforced(allowance, root, stop.ask) if purse and allowance else nothing
+                with paid:
+                    plan = _round(
+                        plan, jobs, lambda some: pool.submit(execute, some), uri, stop, console, tries
+                    )
                 todo = [status for status in todo if status != "failed"]  # one more try, not for ever
     finally:
         stop.close()
@@ -261,6 +393,34 @@ def bring_up_to_date(
 
 def _say(console: Console, line: str) -> None:
     console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _grown(plan: Plan, args: argparse.Namespace, todo: Sequence[str], console: Console) -> Plan:
+    """The plan with something to run, if nothing is left and a claim is open."""
+    while not plan.missing(todo) and not plan.stale():
+        before, plan = plan, sequential.more(plan, args.max_seeds, console)
+        if plan is before:
+            break
+    return plan
+
+
+def _payable(plan: Plan, jobs: list[Job], purse: Purse | None) -> list[Job]:
+    """The jobs to run next: with a budget those of one seed, if they can be paid, each with its allowance."""
+    if not purse or not jobs:
+        return jobs
+    trials = rounds([job.trial for job in jobs], plan.sweep.seeds)[0]
+    found = cost_of(plan, plan.root.parent, purse.machine, trials)
+    if not purse.fits(found):
+        return []
+    allowance = purse.allowance(trials, found, plan.root)
+    return [replace(job, allowance=allowance) for job in jobs if job.trial in trials]
+
+
+def _suggest(plan: Plan) -> Plan:
+    """The plan with what the searches of its arms suggest next, as far as it was not tried already."""
+    while plan.searches() and studies.advance(plan.searches(), plan.root.parent):
+        plan = plan.settled()
+    return plan
 
 
 def _fit(jobs: Sequence[Job], root: Path, console: Console) -> None:
@@ -323,6 +483,8 @@ def _close(jobs: Sequence[Job], root: Path, begun: Mapping[str, State], rounds: 
     """
     for job in jobs:
         folder = TrialFolder(root, job.trial.id)
+        if job.allowance and not job.allowance.allows(folder):
+            continue  # it was not to start, or not again
         state = folder.state()
         further = state.step > begun[folder.id].step or state.status != begun[folder.id].status
         further = further or state.memory != begun[folder.id].memory
@@ -359,6 +521,10 @@ def _prepare(jobs: Sequence[Job], plan: Plan) -> frozenset[str]:
     for job in jobs:
         folder = TrialFolder(plan.root, job.trial.id)
         folder.create(job.trial.config)
+        if plan.states[folder.id].status == "interrupted":
+            with contextlib.suppress(Busy), folder.lock():
+                if goes_on(folder.state(), folder, job.ending):
+                    folder.reopen()
         if plan.states[folder.id].status == "failed":
             with contextlib.suppress(Busy), folder.lock():  # who holds it has begun to try again
                 folder.forget_failures()

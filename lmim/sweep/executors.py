@@ -24,6 +24,7 @@ from lmim.config import Config, merge
 from lmim.errors import UserError, brief
 from lmim.plan import ablation
 from lmim.sweep import packing
+from lmim.sweep.budget import Allowance
 from lmim.sweep.worker import (
     RESTARTS,
     environment,
@@ -32,6 +33,7 @@ from lmim.sweep.worker import (
     run_here,
     run_on_worker,
 )
+from lmim.trial.ending import Ending
 from lmim.trial.evaluation import Evaluation
 from lmim.trial.folder import Memory, ProcessKilled, TrialFolder
 
@@ -141,6 +143,8 @@ class Job:
     trial: ablation.Trial
     evaluations: Sequence[Evaluation] = ()
     replay: Sequence[str] = ()
+    ending: Ending | None = None
+    allowance: Allowance | None = None
     memory: Memory = ""
     """What it is to be given because it ran out of it."""
 
@@ -176,7 +180,7 @@ def serial(root: Path, stop: Stop) -> Iterator[Executor]:
                 replay_here(folder, job.replay)
                 continue
             try:
-                run_here(job.config(), folder, job.evaluations, stop.wanted)
+                run_here(job.config(), folder, job.evaluations, stop.wanted, job.ending, job.allowance)
             except ProcessKilled as killed:
                 record_failure(folder, str(killed))
 
@@ -309,6 +313,8 @@ def _fit(
             "id": job.trial.id,
             "evaluations": [asdict(one) for one in job.evaluations],
             "replay": list(job.replay),
+            "ending": job.ending and job.ending.model_dump(),
+            "allowance": job.allowance and asdict(job.allowance),
             "halt": str(stop.file),
             "cwd": os.getcwd(),
             "run": job.run(gpus),

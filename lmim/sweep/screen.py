@@ -13,11 +13,14 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from lmim.metrics import full_name
+from lmim.errors import count
+from lmim.metrics import SAVED, full_name
 from lmim.plan import ablation, cost
+from lmim.plan.record import RecordedSearch
 from lmim.sweep.executors import Stop
 from lmim.sweep.standing import Plan, cost_of
 from lmim.sweep.worker import GRACE
+from lmim.trial.folder import UNJUDGED
 from lmim.trial.standing import Standing
 
 if TYPE_CHECKING:
@@ -59,16 +62,16 @@ def trial_table(plan: Plan, running_only: bool = False) -> Table:
         stands = plan.states[trial.id]
         state, status = stands.state, stands.status
         look = {"done": "green", "failed": "red", "running": "cyan"}.get(status, "dim")
-        ended = status == "done" and state.outcome in ("collapsed", "diverged")
+        ended = status == "done" and state.outcome in ("collapsed", *UNJUDGED)
         shown = {"new": "waiting", "trained": "to judge"}.get(status, status)
         if trial.provisional:  # its folder is that of the stand-in for the winner
             look, ended, shown = "dim", False, "no winner yet"
         table.add_row(
-            escape(trial.arm),
+            escape(trial.called),
             str(trial.seed),
             "[red]of other code[/]" if stands.excluded else f"[{look}]{state.outcome if ended else shown}[/]",
             f"{state.epoch}/{trial.config.optim.epochs}",
-            _measure(stands, metric),
+            _measure(stands, metric if trial.suggestion is None else plan.sweep.selection),
             duration(state.eta_seconds) if status == "running" and state.eta_seconds else "",
         )
     if len(trials) < len(plan.sweep.trials):
@@ -100,6 +103,17 @@ def summary(plan: Plan) -> str:
     said = ", ".join(f"{count} {word}" for count, word in counts if count) or "no trials"
     excluded = len(plan.excluded())
     return f"{said}; {excluded} of those done of other code and in no table" if excluded else said
+
+
+def saving(plan: Plan) -> str:
+    """What it saved that trials were ended early, if any were."""
+    done = [plan.states[trial.id] for trial in plan.where("done")]
+    ended = [stands.metrics for stands in done if stands.state.ended]
+    if not ended:
+        return ""
+    spent = [(sum(one.get(name, 0.0) for one in ended) / 3600, name) for name in SAVED.values()]
+    hours = [f"{found:.3f} {'GPU' if 'gpu' in name else 'core'}-hours" for found, name in spent if found]
+    return f"{count(len(ended), 'trial')} ended early, which saved about {' and '.join(hours)}"
 
 
 def watch(
@@ -138,8 +152,8 @@ def watch(
 
 def _progress(plan: Plan) -> str:
     running = [
-        f"{trial.arm}/{trial.seed} {stands.state.epoch}/{trial.config.optim.epochs} "
-        + _measure(stands, plan.sweep.metric)
+        f"{trial.called}/{trial.seed} {stands.state.epoch}/{trial.config.optim.epochs} "
+        + _measure(stands, plan.sweep.metric if trial.suggestion is None else plan.sweep.selection)
         for trial in plan.where("running")
         for stands in [plan.states[trial.id]]
     ]
@@ -163,11 +177,14 @@ def cost_line(found: cost.Estimate | None) -> str:
     return f"cost of what is missing: {wall}{''.join(hours)}{basis}"
 
 
-def show_plan(plan: Plan, out: Path, console: Console, limit: int | None = None) -> None:
+def show_plan(plan: Plan, out: Path, console: Console, machine: cost.Machine) -> None:
     """What --dry-run prints."""
     sweep = plan.sweep
     console.print(f"{sweep.name} at scale {sweep.scale}: {sweep.question}", markup=False, highlight=False)
     console.print(trial_table(plan))
-    console.print(f"{summary(plan)}; {cost_line(cost_of(plan, out, limit))}", highlight=False, soft_wrap=True)
-    for line in [*sweep.choices, *(f"claim: {claim.text}" for claim in sweep.claims)]:
+    console.print(
+        f"{summary(plan)}; {cost_line(cost_of(plan, out, machine))}", highlight=False, soft_wrap=True
+    )
+    searched = [f"search: {RecordedSearch.of(search)}" for search in sweep.searches]
+    for line in [*sweep.choices, *searched, *(f"claim: {claim.text}" for claim in sweep.claims)]:
         console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -9,7 +9,9 @@ from typing import Any
 
 from lmim.errors import UserError
 from lmim.plan import ablation, cost
+from lmim.plan.search import Searched
 from lmim.sweep.executors import Job, local_resources
+from lmim.sweep.studies import suggested
 from lmim.trial.folder import TrialFolder
 from lmim.trial.standing import NOT_COMPARED, Standing, standing
 
@@ -44,7 +46,13 @@ class Plan:
         """What to run now: in a ladder, trials of the stages whose predecessor has its winner."""
         wanted = [trial for trial in self.where(*todo) if not trial.provisional]
         return [
-            Job(trial, self.sweep.evaluations, memory=self.states[trial.id].state.memory) for trial in wanted
+            Job(
+                trial,
+                self.sweep.judged_by(trial),
+                ending=self.sweep.ending_of(trial),
+                memory=self.states[trial.id].state.memory,
+            )
+            for trial in wanted
         ]
 
     def stale(self) -> list[Job]:
@@ -57,15 +65,26 @@ class Plan:
         return [Job(group[0], replay=[trial.id for trial in group]) for group in groups.values()]
 
     def settled(self) -> "Plan":
-        """The plan after what is known by now: a ladder's stage that is over names the next one's trials."""
+        """The plan after what is known by now.
+
+        A ladder's stage that is over names the next one's trials, a search that is over those of its arm.
+        """
         # what failed, or is in no table, cannot win: its stage has no winner before it is run again
         name = self.sweep.selection
         counts = {key: s for key, s in self.states.items() if s.status == "done" and not s.excluded}
         known = {key: stands.metrics.get(name) for key, stands in counts.items()}
-        sweep = self.sweep.replan(known)
+        # a suggestion that fails has been tried: every arm has as many
+        known |= {one.id: None for one in self.where("failed") if one.suggestion is not None}
+        studies = [search.study for search in self.sweep.searches]
+        sweep = self.sweep.replan(known, suggested(studies, self.root.parent) if studies else None)
         if sweep == self.sweep:
             return self
         return Plan.read(sweep, self.root).settled()
+
+    def searches(self) -> list[Searched]:
+        """The searches of the arms that run now."""
+        arms = {trial.arm for trial in self.sweep.trials}
+        return [search for search in self.sweep.searches if search.study.arm in arms]
 
     def rows(self) -> list[dict[str, Any]]:
         """What --json prints."""
@@ -74,6 +93,7 @@ class Plan:
                 "id": trial.id,
                 "arm": trial.arm,
                 "seed": trial.seed,
+                **({} if trial.suggestion is None else {"suggestion": trial.suggestion}),
                 "config": trial.config.model_dump(mode="json"),
                 "status": stands.status,
                 "error": stands.error,
@@ -86,11 +106,24 @@ class Plan:
 
 
 def _look(sweep: ablation.Sweep, trial: ablation.Trial, root: Path) -> Standing:
-    return standing(TrialFolder(root, trial.id), sweep.evaluations, trial.config.data.version or "")
+    version = trial.config.data.version or ""
+    judged, ending = sweep.judged_by(trial), sweep.ending_of(trial)
+    return standing(TrialFolder(root, trial.id), judged, version, ending)
 
 
-def cost_of(plan: Plan, out: Path, limit: int | None) -> cost.Estimate | None:
-    """What is missing costs, by the trials in the results folder and the bench's records."""
+def machine_of(limit: int | None, gpus: bool = False) -> cost.Machine:
+    """What trials are priced for: this machine, or one like it with a GPU at least."""
+    found = local_resources()
+    return cost.Machine(found.cpus, max(found.gpus, 1.0) if gpus else found.gpus, limit)
+
+
+def cost_of(
+    plan: Plan,
+    out: Path,
+    machine: cost.Machine,
+    trials: Sequence[ablation.Trial] | None = None,
+) -> cost.Estimate | None:
+    """What is missing costs, by the trials in the results folder and the bench's records; or what some do."""
     finished = []
     for path in sorted(plan.root.glob("[!.]*")):
         folder = TrialFolder(plan.root, path.name)
@@ -100,8 +133,11 @@ def cost_of(plan: Plan, out: Path, limit: int | None) -> cost.Estimate | None:
             finished.append((folder.config(), state.model_copy(update={"seconds": state.seconds + judging})))
     missing = [
         (trial.config, max(0, trial.config.optim.epochs - plan.states[trial.id].state.epoch))
-        for trial in plan.where("new", "interrupted", "running", "trained")
+        for trial in (plan.where("new", "interrupted", "running", "trained") if trials is None else trials)
     ]
-    found = local_resources()
-    machine = cost.Machine(found.cpus, found.gpus, limit)
+    for search in (
+        plan.searches() if trials is None else ()
+    ):  # what is yet to be suggested is taken to be like the recipe
+        config, seeds = search.study.config, len(search.study.search.seeds)
+        missing += [(config, config.optim.epochs)] * search.left * seeds
     return cost.estimate(missing, finished, machine, cost.read_records(out))

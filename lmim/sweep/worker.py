@@ -24,7 +24,9 @@ from typing import Any, BinaryIO, NoReturn
 from lmim import variants
 from lmim.config import Config, merge
 from lmim.errors import cause, out_of_memory
+from lmim.sweep.budget import Allowance
 from lmim.trial.code import code_digest, code_version, libraries
+from lmim.trial.ending import Ending, goes_on
 from lmim.trial.evaluation import Evaluation, Result, write_result
 from lmim.trial.folder import Busy, Memory, ProcessKilled, TrialFolder, signal_name
 from lmim.variants import place_of
@@ -68,10 +70,13 @@ def run_here(
     folder: TrialFolder,
     evaluations: Sequence[Evaluation],
     stop: Callable[[], bool],
+    ending: Ending | None = None,
+    allowance: Allowance | None = None,
     alone: bool = True,
 ) -> None:
     """Train and judge in this process; wait for another one that is at the same trial.
 
+    Nothing is done where the trial would not end within the `allowance`.
     `alone`: no other trial shares its GPU, or the machine's cores.
 
     Raises:
@@ -81,13 +86,15 @@ def run_here(
     from lmim.train.loop import train
 
     def over() -> bool:
-        return folder.state().status == "done" and not folder.missing(evaluations, config.data.version)
+        state = folder.state()
+        done = state.status == "done" and not goes_on(state, folder, ending)
+        return done and not folder.missing(evaluations, config.data.version)
 
-    while not stop() and not over():
+    while not stop() and not over() and (allowance is None or allowance.allows(folder)):
         with _Recorded(folder, config.sources, evaluations, alone):
             ensure_for(folder, config)
             try:
-                train(config, folder, evaluations, stop=stop)
+                train(config, folder, evaluations, stop=stop, ending=ending)
             except Busy:
                 time.sleep(0.5)
                 continue
@@ -171,7 +178,10 @@ def _child(request: Mapping[str, Any], server: int) -> NoReturn:
         else:
             evaluations = [Evaluation(**one) for one in request["evaluations"]]
             config = Config.read(merge(folder.config().model_dump(), {"run": request["run"]}))
-            run_here(config, folder, evaluations, stopping.is_set, request["alone"])
+            ending = request["ending"] and Ending.model_validate(request["ending"])
+            allowance = request["allowance"] and Allowance.read(request["allowance"])
+            alone = request["alone"]
+            run_here(config, folder, evaluations, stopping.is_set, ending, allowance, alone)
         code = 0
     except ProcessKilled as killed:  # the server starts the trial again, as if this process had been
         print(killed, file=sys.stderr, flush=True)

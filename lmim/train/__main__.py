@@ -22,7 +22,6 @@ from lmim.errors import UserError, nearest
 from lmim.plan import ablation
 from lmim.tokenizer import ensure_for
 from lmim.train.loop import choose_device, train
-from lmim.trial.evaluation import Evaluation
 from lmim.trial.folder import ProcessKilled, TrialFolder
 from lmim.trial.standing import standing
 
@@ -68,12 +67,12 @@ def _command(words: Sequence[str]) -> int:
     folder = TrialFolder(arguments.out / "trials", trial.id)
     console.print(f"{trial.arm} seed {trial.seed} in {folder.path}", highlight=False, soft_wrap=True)
     try:
-        _with_progress(trial.config, folder, sweep.evaluations, console)
+        _with_progress(trial.config, folder, sweep, console)
     except KeyboardInterrupt:  # the second Ctrl-C
         pass
     except ProcessKilled as killed:
         console.print(f"error: {killed}", style="red", highlight=False, soft_wrap=True)
-    stands = standing(folder, sweep.evaluations, trial.config.data.version or "")
+    stands = standing(folder, sweep.evaluations, trial.config.data.version or "", sweep.ending)
     if stands.status not in ("done", "failed"):
         console.print(
             f"Interrupted at step {stands.state.step} of {stands.state.steps}. To go on:\n"
@@ -88,9 +87,7 @@ def _command(words: Sequence[str]) -> int:
     return 0
 
 
-def _with_progress(
-    config: Config, folder: TrialFolder, evaluations: Sequence[Evaluation], console: Console
-) -> None:
+def _with_progress(config: Config, folder: TrialFolder, sweep: ablation.Sweep, console: Console) -> None:
     """Train with a line of images/s, loss and time left; a signal stops it at the next step."""
     asked: list[int] = []
     lined = time.monotonic()
@@ -128,7 +125,7 @@ def _with_progress(
 
     ensure_for(folder, config)
     with bar if console.is_terminal else contextlib.nullcontext():
-        train(config, folder, evaluations, report, stop=lambda: bool(asked))
+        train(config, folder, sweep.evaluations, report, lambda: bool(asked), sweep.ending)
 
 
 if __name__ == "__main__":

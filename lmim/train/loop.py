@@ -37,13 +37,14 @@ from lmim.evaluate import judge
 from lmim.evaluate.collapse import diagnostics
 from lmim.evaluate.features import encode_split
 from lmim.evaluate.nn import nn_top1
-from lmim.metrics import COLLAPSED, NN_GAIN, RANK_RATIO, SPREAD_RATIO, kept
+from lmim.metrics import COLLAPSED, NN_GAIN, RANK_RATIO, SAVED, SECONDS, SPREAD_RATIO, VAL_NN, kept
 from lmim.objectives import Objective, Setup
 from lmim.schedules import learning_rate
 from lmim.train import checkpoint, processes
 from lmim.train.batches import MicroBatch, batches, generator
 from lmim.train.optimiser import parameter_groups
 from lmim.trial.code import code_digest, code_version, libraries
+from lmim.trial.ending import Ending, goes_on
 from lmim.trial.evaluation import Evaluation, Result, write_result
 from lmim.trial.folder import State, TrialFolder
 
@@ -155,14 +156,14 @@ class Run:
 
     def _probe(self) -> Float[Tensor, "b c s s"]:
         """The images on which collapse is watched."""
-        some, side = self._some_test_images(self.config.watch.images), self.config.data.image_size
+        some, side = self._some_images(self.config.watch.images), self.config.data.image_size
         images, boxes = (part.to(self.device) for part in some.read(torch.arange(len(some)), side))
         return normalise(crop(images, boxes, side), self.mean, self.std)
 
-    def _some_test_images(self, count: int) -> Subset:
-        """At most so many, the same for every trial."""
-        test = self.dataset.test
-        return Subset(test, torch.randperm(len(test), generator=generator(0, "probe"))[:count])
+    def _some_images(self, count: int, split: Literal["test", "val"] = "test") -> Subset:
+        """At most so many that are not trained on, the same for every trial."""
+        images = self.dataset.val if split == "val" else self.dataset.test
+        return Subset(images, torch.randperm(len(images), generator=generator(0, "probe"))[:count])
 
     def autocast(self) -> torch.autocast:
         """bfloat16 where the config says so; the weights stay float32."""
@@ -247,17 +248,18 @@ class Run:
         self.objective.train()
         return {f"collapse/{name}": value.item() for name, value in measures.items()}
 
-    def nearest(self) -> dict[str, float]:
+    def nearest(self, split: Literal["test", "val"] = "test") -> dict[str, float]:
         """Whether nearest neighbours tell images apart; among more than the probe's, as it is no curve."""
 
         def encode(images: Float[Tensor, "b c s s"]) -> Float[Tensor, "b d"]:
             return self.objective.patch_features(images).mean(dim=1)
 
-        some, side = self._some_test_images(NEAREST), self.config.data.image_size
+        some, side = self._some_images(NEAREST, split), self.config.data.image_size
         self.objective.eval()
         features = torch.cat([*encode_split(encode, self.dataset, some, side, self.device)])
         self.objective.train()
-        return {"collapse/nn_top1": nn_top1(features.to(self.device), some.labels.to(self.device))}
+        name = VAL_NN if split == "val" else "collapse/nn_top1"
+        return {name: nn_top1(features.to(self.device), some.labels.to(self.device))}
 
     def took(self, seconds: float) -> tuple[float, float]:
         """The core-seconds and the GPU-seconds of so many seconds, by what the config asks for."""
@@ -344,11 +346,13 @@ def train(
     evaluations: Sequence[Evaluation] = (),
     report: Report = ignore,
     stop: Stop = lambda: False,
+    ending: Ending | None = None,
 ) -> State:
     """Bring one trial up to date: train it from where its folder says, and judge it by what is missing.
 
     A diverged or collapsed trial is a finished result that says so. When `stop()` turns true the trial
-    saves a checkpoint at the next step and returns with status `interrupted`.
+    saves a checkpoint at the next step and returns with status `interrupted`. `ending` may end it early; one
+    that was ended so and would not be by this rule goes on.
 
     Raises:
         UserError: the data set is not there, a GPU is asked for where none is, or the like.
@@ -357,6 +361,9 @@ def train(
     folder.create(config)
     with folder.lock():
         state = folder.state()
+        if goes_on(state, folder, ending):
+            folder.reopen()
+            state = folder.state()
         if state.status == "done" and not folder.missing(evaluations, config.data.version):
             return state
         begun = time.monotonic()
@@ -365,7 +372,7 @@ def train(
         run = Run(config, open_planned(config), device)
         resumed = run.restore(folder.checkpoint)
         if state.status != "done":
-            state = _train(run, folder, resumed, report, stop, begun)
+            state = _train(run, folder, resumed, report, stop, ending, begun)
         elif run.steps and not resumed:
             absent = ", ".join(one.name for one in folder.missing(evaluations, config.data.version))
             raise UserError(
@@ -377,7 +384,15 @@ def train(
         return state
 
 
-def _train(run: Run, folder: TrialFolder, resumed: bool, report: Report, stop: Stop, begun: float) -> State:
+def _train(
+    run: Run,
+    folder: TrialFolder,
+    resumed: bool,
+    report: Report,
+    stop: Stop,
+    ending: Ending | None,
+    begun: float,
+) -> State:
     """From the checkpoint to the end, or until a stop."""
     config, earlier, old = run.config, replace(run.progress), folder.state()
     folder.rewind(run.progress.step if resumed else -1)
@@ -415,6 +430,23 @@ def _train(run: Run, folder: TrialFolder, resumed: bool, report: Report, stop: S
         folder.sync()
         run.save(folder.checkpoint)
 
+    ended = ""
+
+    def over() -> bool:
+        """Whether the rule ends the trial at this look, and the end would call it what it is ended for."""
+        nonlocal ended
+        if not ending:
+            return False
+        rows, _ = folder.rows()
+        seen = any(VAL_NN in row.metrics for row in rows if row.step == run.progress.step)
+        if ending.looks_at(run.progress.step / run.per_epoch) and not seen:  # else it goes on from this step
+            note(run.nearest("val") | {"train/epoch": run.progress.step / run.per_epoch})
+            rows, _ = folder.rows()
+        found = ending.verdict(rows)
+        same = found.startswith(PRUNED) or (found and _outcome(run, "ended")[0] == "collapsed")
+        ended = found if same else ""
+        return bool(ended)
+
     if run.progress.step == 0:
         initial = run.collapse_metrics() | run.nearest()
         run.progress.initial_rank = initial["collapse/rank"]
@@ -425,21 +457,26 @@ def _train(run: Run, folder: TrialFolder, resumed: bool, report: Report, stop: S
     if run.progress.step < run.steps:
         gpus = run.device.type == "cuda"
         with processes.with_replicas(config.run.processes, gpus, _replica, config, folder, resumed):
-            end = _steps(run, stop, note, save)
+            end = _steps(run, stop, over, note, save)
     if end == "interrupted":
         return journal.set(status="interrupted", step=run.progress.step, seconds=keep_time())
-    if end == "trained":
+    if end in ("trained", "ended"):
         save()
-    outcome, ratios = _outcome(run, end)
-    results = {"system/seconds": keep_time(), "system/core_seconds": run.progress.core_seconds}
+    outcome, ratios = (PRUNED, {}) if ended.startswith(PRUNED) else _outcome(run, end)
+    results = {SECONDS: keep_time(), "system/core_seconds": run.progress.core_seconds}
     if run.progress.gpu_seconds:
         results["system/gpu_seconds"] = run.progress.gpu_seconds
-    note(ratios | results, outcome=outcome, eta_seconds=0.0)
+    if end == "ended":  # by its own pace
+        left = run.steps / run.progress.step - 1
+        results |= {SAVED[name]: seconds * left for name, seconds in results.items() if name in SAVED}
+    note(ratios | results, outcome=outcome, ended=ended, eta_seconds=0.0)
     folder.sync()
     return journal.set(status="done", finished=time.time())
 
 
-End = Literal["trained", "diverged", "interrupted"]
+End = Literal["trained", "ended", "diverged", "interrupted"]
+PRUNED = "pruned"
+"""The outcome of what a search has ended; the reason begins with it."""
 
 
 def _outcome(run: Run, end: End) -> tuple[str | None, dict[str, float]]:
@@ -473,13 +510,20 @@ def joined(earlier: str | None, now: str) -> str:
     return "; then ".join(filter(None, [earlier, now]))
 
 
-def _steps(run: Run, stop: Stop, note: Callable[..., None], save: Callable[[], None]) -> End:
-    """The steps that are left, in every process of the trial; the first one's `stop` counts for all."""
+def _steps(run: Run, stop: Stop, over: Stop, note: Callable[..., None], save: Callable[[], None]) -> End:
+    """The steps that are left, in every process of the trial; the first one's wishes count for all.
+
+    `over` is asked after each look at collapse, also where a trial goes on from one: a kill in between must
+    not change where it ends.
+    """
     config, progress = run.config, run.progress
     rank, size, pin = processes.rank(), processes.size(), run.device.type == "cuda"
     if size > 1:
         weights = sum(parameter.double().sum().item() for parameter in run.objective.parameters())
         processes.check_alike(progress.step, run.steps, run.dataset.version, weights)
+    look = run.per_epoch * config.watch.every_epochs
+    if progress.step and progress.step % look == 0 and processes.broadcast(over()):
+        return "ended"
     saved, started_at = time.monotonic(), (time.monotonic(), progress.step)
     for micro_batches in batches(
         run.dataset.train, config, run.objective, progress.step, run.steps, rank, size, pin
@@ -495,11 +539,13 @@ def _steps(run: Run, stop: Stop, note: Callable[..., None], save: Callable[[], N
             note(metrics, images_per_second=metrics["system/images_per_second"], eta_seconds=eta)
             if not math.isfinite(metrics["train/loss"] + metrics["train/grad_norm"]):
                 return "diverged"
-        watched = progress.step % (run.per_epoch * config.watch.every_epochs) == 0 or last
-        if watched and rank == 0:
+        watched = progress.step % look == 0
+        if (watched or last) and rank == 0:
             note(run.collapse_metrics())
         if last:
             return "trained"
+        if watched and processes.broadcast(over()):
+            return "ended"
         if stopping or time.monotonic() - saved > config.run.checkpoint_seconds:
             save()
             saved = time.monotonic()
@@ -518,7 +564,7 @@ def _replica(team: processes.Team, rank: int, config: Config, folder: TrialFolde
     if resumed:
         run.go_on_from(checkpoint.load(folder.checkpoint))
     with team.join(rank):
-        _steps(run, lambda: False, lambda *_, **__: None, lambda: None)
+        _steps(run, lambda: False, lambda: False, lambda *_, **__: None, lambda: None)
 
 
 # ------------------------------------------------------------------------------------- its judgement

@@ -31,10 +31,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from lmim.config import Config
 from lmim.errors import UserError
 from lmim.files import write_atomic
+from lmim.metrics import SECONDS, VAL_NN
 from lmim.trial.evaluation import Evaluation, Result, read_result
 
 Status = Literal["new", "running", "interrupted", "done", "failed"]
-Outcome = Literal["learned", "collapsed", "diverged"]
+Outcome = Literal["learned", "collapsed", "diverged", "pruned"]
+UNJUDGED = ("diverged", "pruned")
+"""Outcomes that no protocol is asked about."""
 Memory = Literal["", "alone", "checkpointing"]
 """What a trial that ran out of memory is given: a GPU, or the cores, to itself; then checkpointing too."""
 
@@ -82,6 +85,8 @@ class State(BaseModel):
 
     status: Status = "new"
     outcome: Outcome | None = None
+    ended: str = ""
+    """Why it ended before its last step (see `ending.py`); empty where it did not."""
     error: str | None = None
     step: int = 0
     steps: int = 0
@@ -261,10 +266,13 @@ class TrialFolder:
         return state
 
     def missing(self, evaluations: Sequence[Evaluation], version: str | None) -> list[Evaluation]:
-        """Those that have no result yet; `version` is that of the trial's data. What diverged has none."""
+        """Those that have no result yet; `version` is that of the trial's data.
+
+        What diverged or was pruned has none.
+        """
         absent = [one for one in evaluations if not one.file(self.path, version or "").is_file()]
         absent = [one for one in absent if self.is_judged_by(one)]
-        return absent if absent and self.state().outcome != "diverged" else []
+        return absent if absent and self.state().outcome not in UNJUDGED else []
 
     def is_judged_by(self, evaluation: Evaluation) -> bool:
         """Whether the trial's objective has what a protocol needs."""
@@ -333,6 +341,14 @@ class TrialFolder:
                 ) from None
         return rows, offset + len(whole)
 
+    def looks(self) -> dict[int, float]:
+        """What a search prunes by, by the epoch after which it was measured."""
+        return {
+            int(row.metrics["train/epoch"]): row.metrics[VAL_NN]
+            for row in self.rows()[0]
+            if VAL_NN in row.metrics
+        }
+
     def born(self) -> float | None:
         """The first row's time: it stays through every resume, and changes when a trial begins anew."""
         try:
@@ -360,6 +376,29 @@ class TrialFolder:
         # Also where nothing was left to drop: a kill may have come between these two, and nothing is
         # appended before a reader can see that its place in the file is no longer its place.
         self.update(rewinds=self.state().rewinds + 1)
+
+    def reopen(self) -> None:
+        """Have a trial that was ended early go on: drop what was made of its unfinished training.
+
+        The state goes last: a kill on the way leaves a trial that was ended early, to be reopened again.
+        """
+        for file in (self.path / "evaluations").glob("*.json"):
+            file.unlink()
+        rows, end = self.rows()
+        keep = [row for row in rows if SECONDS not in row.metrics]  # which the last row of all has
+        if len(keep) < len(rows):
+            os.truncate(
+                self.journal, sum(map(len, self.journal.read_bytes()[:end].splitlines(True)[: len(keep)]))
+            )
+        metrics = {name: value for row in keep for name, value in row.metrics.items()}
+        self.update(
+            status="interrupted",
+            outcome=None,
+            ended="",
+            finished=None,
+            metrics=metrics,
+            rewinds=self.state().rewinds + 1,
+        )
 
 
 def _tail(file: Path, offset: int) -> bytes | None:

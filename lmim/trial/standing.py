@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lmim.trial.code import code_digest
+from lmim.trial.ending import Ending, goes_on
 from lmim.trial.evaluation import Evaluation, read_result
-from lmim.trial.folder import State, TrialFolder
+from lmim.trial.folder import UNJUDGED, State, TrialFolder
 
 Status = Literal["new", "running", "interrupted", "trained", "done", "failed"]
 """As in a trial's state; `trained` is done, but not judged by all that the sweep asks for."""
@@ -29,16 +30,26 @@ class Standing:
     """Why it is in no table though it is done; empty where it counts."""
 
 
-def standing(folder: TrialFolder, evaluations: Sequence[Evaluation] = (), version: str = "") -> Standing:
-    """How a trial stands; one that calls itself running though no process holds it was interrupted."""
+def standing(
+    folder: TrialFolder,
+    evaluations: Sequence[Evaluation] = (),
+    version: str = "",
+    ending: Ending | None = None,
+) -> Standing:
+    """How a trial stands; one that calls itself running though no process holds it was interrupted.
+
+    So was one that ended early, where `ending` would not have ended it.
+    """
     state = folder.state()
     codes = frozenset(filter(None, [state.code]))
     status: Status = state.status
     if status == "running" and not folder.locked():
         status = "interrupted"
+    elif status == "done" and goes_on(state, folder, ending):
+        status = "running" if folder.locked() else "interrupted"
     if status != "done":
         return Standing(status, state, state.metrics, state.error, codes)
-    if state.outcome == "diverged":
+    if state.outcome in UNJUDGED:
         return Standing(status, state, state.metrics, state.error, codes, _excluded(folder, codes))
     found = {one.file(folder.path, version): one for one in evaluations}
     results = [result for result in map(read_result, found) if result is not None]

@@ -4,6 +4,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import stats
 
 from lmim.analysis import claims, results
@@ -184,3 +186,53 @@ def test_claim_on_another_metric() -> None:
     verdict = claims.judge_claim("patch_discrimination > mse on nn_top1", results.assemble(PLAN, RUNS))
     assert verdict.metric == "eval/nn_top1"
     assert verdict.effect.mean == pytest.approx((7.3 + 7.5 + 7.5) / 6)
+
+
+def test_holm_by_the_number_of_claims() -> None:
+    """Of twenty claims without an effect one comes out: beside it must stand what is left of it."""
+    found = claims.judge(results.assemble(PLAN, RUNS))
+    p = [verdict.effect.p or 1.0 for verdict in found]
+    order = sorted(p)
+    assert found[0].holm == pytest.approx(4 * order[0])
+    assert [v.corrected for v in found] == ["supported", "contradicted", "undecided", "supported"]
+    one = claims.judge(results.assemble(PLAN | {"claims": ["mse > cosine"]}, RUNS))
+    assert (one[0].holm, one[0].corrected) == (None, ""), "there is nothing to correct"
+
+
+@given(st.lists(st.tuples(*[st.floats(-9, 9)] * 3), min_size=2, max_size=6))
+def test_holm_only_takes_away(differences: list[tuple[float, ...]]) -> None:
+    """A correction that decides what the claim alone does not would be none."""
+    arms = {f"arm{index}": values for index, values in enumerate(differences)}
+    said = [f"{arm} > mse" for arm in arms]
+    plan = plan_of({arm: {} for arm in ("mse", *arms)}, claims=said, trials=[])
+    runs = [
+        results.Trial(f"{arm}-{seed}", arm, seed, code="c0de", metrics={"eval/knn_top1": value})
+        for arm, values in {**arms, "mse": (0.0, 0.0, 0.0)}.items()
+        for seed, value in enumerate(values)
+    ]
+    plan["trials"] = [{"id": run.id, "arm": run.arm, "seed": run.seed} for run in runs]
+    for sequential in (False, True):
+        for verdict in claims.judge(results.assemble(plan | {"sequential": sequential}, runs)):
+            assert verdict.corrected in ("", claims.UNDECIDED, verdict.verdict)
+
+
+def test_a_sweep_that_looks_again_has_the_interval_for_it() -> None:
+    """Three seeds that were added until they agreed would pass for three that were fixed before."""
+    found = results.assemble(PLAN | {"sequential": True}, RUNS)
+    verdict = claims.judge_claim("patch_discrimination > mse", found)
+    once = claims.judge_claim("patch_discrimination > mse", results.assemble(PLAN, RUNS))
+    assert verdict.effect.sequential
+    assert (verdict.verdict, verdict.effect.mean) == ("supported", once.effect.mean)
+    assert once.effect.half is not None
+    assert verdict.effect.half == pytest.approx(once.effect.half * 17.241 / 4.3027, rel=1e-3)
+    verdict = claims.judge_claim("mse > cosine", found)
+    assert verdict.reason == (
+        "3 pairs of equal seed; the interval holds zero; more than 100 seeds would decide it at this effect, "
+        "these 3 could have found one of 12"
+    )
+    two = [run for run in RUNS if run.seed < 2]
+    verdict = claims.judge_claim(
+        "patch_discrimination > mse", results.assemble(PLAN | {"sequential": True}, two)
+    )
+    assert verdict.verdict == "undecided"
+    assert "an interval needs three values, there are 2; about 3 seeds would decide it" in verdict.reason

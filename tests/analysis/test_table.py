@@ -24,6 +24,19 @@ def test_diverged_trial_counts_but_has_no_value() -> None:
     assert "(n=2)" in table.cells(table.rows(found), found)[1][2]
 
 
+def test_what_ended_early_is_marked_and_its_saving_told() -> None:
+    """Figures of half a training would pass for those of a whole one, and nobody know what the rule gave."""
+    runs = [*RUNS]
+    saved = {**runs[0].metrics, "system/saved_core_seconds": 1800.0}
+    runs[0] = replace(runs[0], early="collapsed: so", metrics=saved)
+    found = results.assemble(PLAN, runs)
+    head, *body = table.cells(table.rows(found), found)
+    assert [line[head.index("outcome")] for line in body[:2]] == ["3 collapsed (1 ended early)", "3 learned"]
+    assert "1 trial ended early" in table.caption(found)
+    assert "saved about 0.500 core-hours" in table.caption(found)
+    assert "early" not in table.caption(results.assemble(PLAN, RUNS))
+
+
 @given(st.permutations(RUNS), st.permutations(PLAN["trials"]))
 def test_order_of_trials_does_not_matter(runs: list[results.Trial], trials: list[dict[str, Any]]) -> None:
     """Trials end in any order; a table that depended on it would change from run to run."""
@@ -70,7 +83,9 @@ def test_latex_escapes_and_rules() -> None:
     assert r"patch\_discrimination & 3 & $14.53 \pm 1.25$" in text
     assert r"k-NN top-1 (\%)" in text
     assert text.count(r"\midrule") == 3
-    assert r"patch\_discrimination \textgreater{} mse & supported & +7.43 [+7.15, +7.72] \\" in text
+    assert (
+        r"patch\_discrimination \textgreater{} mse & supported & supported & +7.43 [+7.15, +7.72] \\" in text
+    )
 
 
 def test_what_ran_on_a_gpu_is_priced_in_gpu_hours() -> None:

@@ -59,6 +59,19 @@ def test_a_mistaken_claim_is_named_with_its_line(folder: "Folder", text: str, me
     assert found.startswith("sweep.yaml")
 
 
+@pytest.mark.parametrize("claim", ["mse collapsed", "mse not collapsed", "mse > cosine on rank_ratio"])
+def test_a_claim_about_collapse_stands_beside_no_rule_that_ends_the_collapsed(
+    folder: "Folder", claim: str
+) -> None:
+    """What was cut off for its collapse would be the proof of it."""
+    text = AXES + "end_collapsed: true\nclaims:\n  - mse > cosine\n"
+    assert folder.load(text).ending
+    assert folder.error(text + f"  - {claim}\n") == (
+        "sweep.yaml:7: claims.1: expected no claim about collapse with end_collapsed (sweep.yaml:4), found "
+        + claim
+    )
+
+
 def test_a_claim_that_cannot_be_judged_is_refused(folder: "Folder") -> None:
     """It would be undecided for ever, and the sweep would have been trained for it."""
     text = "axes: {objective: [supervised, latent_mim]}\nevaluate: [top1, knn]\nbaselines: [raw_pixels]\n"

@@ -12,6 +12,7 @@ from lmim.errors import UserError
 from lmim.plan import designs
 from lmim.plan.ablation import load
 from lmim.plan.located_yaml import MAX_BYTES
+from lmim.trial.ending import Collapse, Ending
 
 if TYPE_CHECKING:
     from tests.plan.conftest import Folder
@@ -55,9 +56,22 @@ def test_a_files_own_config_lies_over_the_scale_and_under_the_arms(folder: "Fold
         assert folder.error(f"config: {wrong}\n" + AXES).startswith(message), wrong
 
 
+def test_a_rule_that_ends_collapsed_trials_is_read(folder: "Folder") -> None:
+    """Trials would be ended by another rule than the file has, or by one that it has switched off."""
+    rules = {"true": Collapse(), "{patience: 5, rank: 0.1}": Collapse(rank=0.1, patience=5)}
+    for words, rule in rules.items():
+        assert folder.load(f"{AXES}end_collapsed: {words}\n").ending == Ending(collapse=rule)
+    assert folder.load(AXES + "end_collapsed: false\n").ending is folder.load(AXES).ending is None
+    with_rule, without = (folder.load(AXES + more).trials for more in ("end_collapsed: true\n", ""))
+    assert with_rule == without, "the rule is in no identity"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        (AXES + "end_collapsed: {rank: 0.9}\n", "sweep.yaml:4: end_collapsed.rank: expected less than or"),
+        (AXES + "end_collapsed: {rnk: 0.1}\n", "did you mean rank?"),
+        (AXES + "end_collapsed: soon\n", "sweep.yaml:4: end_collapsed: expected a"),
         ("axes: [", "sweep.yaml:3: does not parse as YAML: expected the node content"),
         (AXES + AXES, "sweep.yaml:4: duplicate key axes, first on line 3"),
         (AXES + "seed: [0]\n", "sweep.yaml:4: unknown key seed; expected one of"),

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from lmim.plan.ablation import load
 from lmim.sweep.screen import show_plan, summary
-from lmim.sweep.standing import Plan
+from lmim.sweep.standing import Plan, machine_of
 from lmim.trial.folder import TrialFolder
 from tests.sweep.running import TINY, write
 
@@ -27,7 +27,7 @@ def test_what_waits_for_a_winner_is_not_called_done(tmp_path: Path) -> None:
     plan = Plan.read(sweep, out / "trials")
     assert summary(plan) == "4 to do, 2 waiting for a winner"
     console = Console(file=io.StringIO(), width=80)
-    show_plan(plan, out, console)
+    show_plan(plan, out, console, machine_of(None))
     assert isinstance(console.file, io.StringIO)
     printed = console.file.getvalue()
     assert printed.count("no winner yet") == 2

@@ -45,6 +45,8 @@ def _request(tmp_path: Path, folder: TrialFolder, alone: bool, **run: object) ->
         "id": folder.id,
         "evaluations": [asdict(one) for one in read_evaluations(["nn", {"knn": {"k": 3}}])],
         "replay": [],
+        "ending": None,
+        "allowance": None,
         "halt": str(tmp_path / "halt"),
         "cwd": str(tmp_path),
         "run": run,

@@ -21,6 +21,7 @@ from lmim.errors import UserError
 from lmim.metrics import COLLAPSED, kept
 from lmim.train.batches import batches
 from lmim.train.loop import Run, train
+from lmim.trial.ending import Collapse, Ending, Prune
 from lmim.trial.evaluation import read_evaluations
 from lmim.trial.folder import TrialFolder
 from lmim.trial.standing import standing
@@ -246,6 +247,7 @@ JUDGED = """
 import os, sys
 from pathlib import Path
 from lmim.train.loop import train
+from lmim.trial.ending import Collapse, Ending, Prune
 from lmim.trial.evaluation import read_evaluations
 from lmim.trial.folder import TrialFolder
 os.chdir(sys.argv[1])
@@ -364,3 +366,98 @@ def test_every_option_trains(changes: dict[str, Any], tiny: Tiny) -> None:
     assert all(torch.isfinite(torch.tensor(value)) for value in metrics.values())
     moved = {n for n, p in run.objective.named_parameters() if not torch.equal(p, before[n])}
     assert {"encoder.embed.weight", "encoder.blocks.0.mlp.fc1.weight", "decoder.embed.weight"} <= moved
+
+
+ENDING = Ending(collapse=Collapse(patience=2))
+
+
+def collapsing(tiny: Tiny, **changes: Any) -> Config:
+    """A trial that has collapsed long before its end."""
+    joint = {"collapse": "joint", "loss": "mse", "mask__similarity": 0.0, "optim__base_lr": 0.05}
+    return tiny(**joint, **{"optim__epochs": 30, "run__checkpoint_seconds": 60.0, **changes})
+
+
+def test_a_trial_that_was_ended_early_goes_on_to_the_same_weights(tmp_path: Path, tiny: Tiny) -> None:
+    """Otherwise a sweep without the rule has another trial in its table than if the rule had never been."""
+    config = collapsing(tiny)
+    whole, early = (TrialFolder(tmp_path / name, config.identity) for name in ("whole", "early"))
+    assert train(config, whole, KNN).ended == ""
+    state = train(config, early, KNN, ending=ENDING)
+    assert (state.status, state.outcome) == ("done", "collapsed")
+    assert state.ended.startswith("collapsed: effective rank below 0.5")
+    assert 0 < state.step < state.steps
+    saved, spent = (state.metrics[f"system/{name}core_seconds"] for name in ("saved_", ""))
+    assert saved == pytest.approx(spent * (state.steps / state.step - 1))
+    (unfinished,) = early.results()
+    assert standing(early, KNN, ending=ENDING).status == "done"
+    assert train(config, early, KNN, ending=ENDING) == state, "by the rule it is done"
+    stands = standing(early, KNN)
+    assert stands.status == "interrupted", "to a sweep without the rule it is not"
+    stricter = Ending(collapse=Collapse(rank=1e-3))
+    assert standing(early, KNN, ending=stricter).status == "interrupted"
+
+    state = train(config, early, KNN)
+    assert (state.step, state.ended) == (state.steps, "")
+    assert "system/saved_core_seconds" not in state.metrics
+    assert series(early) == series(whole)
+    first, second = weights(whole), weights(early)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    (result,) = early.results()
+    assert result.date >= unfinished.date
+    assert judged(early) == judged(whole)
+    assert train(config, early, KNN, ending=ENDING).finished == state.finished, "more than the rule asks for"
+
+
+def test_a_trial_ends_where_it_would_whatever_interrupts_it(tmp_path: Path, tiny: Tiny) -> None:
+    """Otherwise a preempted trial has other steps behind it than its neighbours of the same arm."""
+    config = collapsing(tiny)
+    straight, stopped = (TrialFolder(tmp_path / name, config.identity) for name in ("straight", "stopped"))
+    end = train(config, straight, ending=ENDING)
+    for _ in range(end.step - 1):  # after every step
+        assert train(config, stopped, stop=lambda: True, ending=ENDING).status == "interrupted"
+    # without the rule up to the step at which it ends: a kill between the look and the decision
+    assert train(config, stopped, stop=lambda: True).step == end.step
+    found = train(config, stopped, ending=ENDING)
+    assert (found.status, found.step, found.ended) == ("done", end.step, end.ended)
+    assert series(straight) == series(stopped)
+
+
+def test_an_evaluation_of_unfinished_training_is_dropped_even_by_a_kill(tmp_path: Path, tiny: Tiny) -> None:
+    """Otherwise the figures of half a training pass for the finished trial's."""
+    config = collapsing(tiny)
+    folder = TrialFolder(tmp_path, config.identity)
+    state = train(config, folder, KNN, ending=ENDING)
+    kept, text = folder.journal.read_bytes(), (folder.path / "state.json").read_text()
+    folder.reopen()
+    assert (folder.results(), folder.state().ended, folder.state().outcome) == ([], "", None)
+    assert folder.journal.read_bytes() == kept[: kept[:-1].rfind(b"\n") + 1], "but for the row of the end"
+    (folder.path / "state.json").write_text(text)  # killed before the state was written
+    assert standing(folder, KNN).status == "interrupted"
+    folder.reopen()
+    assert folder.state().step == state.step
+    assert "eval/rank_ratio" not in folder.state().metrics
+
+
+def test_a_pruned_trial_is_not_judged_and_goes_on_where_another_sweep_wants_it(
+    tmp_path: Path, tiny: Tiny
+) -> None:
+    """Its search has seen enough of it; whose table it stands in needs all of it, to the last digit."""
+    config = tiny(optim__epochs=4)
+    whole, pruned = (TrialFolder(tmp_path / name, config.identity) for name in ("whole", "pruned"))
+    train(config, whole, KNN)
+    hopeless, hopeful = (Ending(prune=Prune(looks=((1, None), (2, m), (3, m)))) for m in (101.0, -1.0))
+    state = train(config, pruned, KNN, ending=hopeless)
+    assert (state.status, state.outcome, state.step) == ("done", "pruned", state.steps // 2)
+    assert state.ended.startswith("pruned: 1-NN on validation data")
+    assert pruned.results() == []
+    assert sorted(pruned.looks()) == [1, 2]
+    assert standing(pruned, KNN, ending=hopeless).status == "done"
+    assert standing(pruned, KNN, ending=hopeful).status == "interrupted"
+
+    state = train(config, pruned, KNN, ending=hopeful)
+    assert (state.outcome, state.ended, state.step) == ("learned", "", state.steps)
+    assert sorted(pruned.looks()) == [1, 2, 3]
+    assert not any("saved" in name for name in state.metrics)
+    first, second = weights(whole), weights(pruned)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert judged(pruned) == judged(whole)

@@ -22,6 +22,7 @@ from lmim.errors import UserError
 from lmim.plan import cost
 from lmim.sweep.executors import Resources
 from lmim.train.loop import train
+from lmim.trial.ending import Collapse, Ending
 from lmim.trial.evaluation import read_evaluations
 from lmim.trial.folder import TrialFolder
 from lmim.trial.standing import standing
@@ -192,6 +193,16 @@ def test_ctrl_c_reaches_all_and_the_first_decides(tmp_path: Path, step: int) -> 
         assert gone(replicas)
 
 
+def test_a_trial_that_is_ended_early_ends_in_every_process(tmp_path: Path) -> None:
+    """The others would wait for the first for ever, or train on without it."""
+    joint = {"collapse": "joint", "loss": "mse", "mask__similarity": 0.0, "optim__base_lr": 0.05}
+    config = tiny(2, **joint, optim__epochs=30)
+    folder = TrialFolder(tmp_path, config.identity)
+    state = train(config, folder, ending=Ending(collapse=Collapse(patience=2)))
+    assert (state.status, state.outcome) == ("done", "collapsed")
+    assert 0 < state.step < state.steps
+
+
 def test_a_diverged_run_ends_in_every_process(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """One that stopped alone would leave the others waiting for its part."""
     config = tiny(2, optim__base_lr=1e30, loss="mse")
@@ -313,6 +324,8 @@ def test_a_worker_restarts_a_trial_that_lost_a_process(tmp_path: Path) -> None:
         "id": folder.id,
         "evaluations": [asdict(one) for one in evaluations],
         "replay": [],
+        "ending": None,
+        "allowance": None,
         "halt": str(tmp_path / "halt"),
         "cwd": str(tmp_path),
         "run": {},
