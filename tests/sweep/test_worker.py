@@ -179,7 +179,7 @@ def test_a_trial_that_is_killed_while_judged_has_failed_to_be_judged(tmp_path: P
     """Otherwise a protocol that does not fit into memory is tried for ever, or costs the training."""
     folder = fork_a_trial(
         tmp_path,
-        "import os\ndef train(config, folder, evaluations, stop):\n"
+        "import os\ndef train(config, folder, evaluations, stop, ending):\n"
         " assert [(e.name, e.changed) for e in evaluations] == [('nn', {}), ('knn', {'k': 3})]\n"
         " folder.update(status='done')\n os.kill(os.getpid(), 9)",
         alone=True,
