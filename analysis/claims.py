@@ -219,7 +219,7 @@ def needed(effect: Interval) -> str:
     """How many seeds would decide a claim, and what these could have found.
 
     >>> needed(interval([-1.0, 2.0, 2.0]))
-    'about 8 seeds would decide it at this effect, these 3 could have found one of 5.65'
+    'about 15 seeds would decide it at this effect, these 3 could have found one of 5.65'
     """
     seeds, found = seeds_to_decide(effect), smallest_effect(effect)
     about = f"more than {MANY}" if seeds is None else f"about {seeds}"

@@ -206,7 +206,8 @@ def listed(trials: Sequence[Trial]) -> str:
     for trial in trials:
         arms.setdefault(trial.arm, []).append(str(trial.seed))
     named = [f"{arm} (seed {', '.join(seeds)})" for arm, seeds in arms.items()]
-    return f"{count(len(trials), 'trial')}: {', '.join(named[:10])}{', ...' if named[10:] else ''}"
+    some = ", ".join(named[:10]) + (", ..." if named[10:] else "")
+    return f"{count(len(trials), 'trial')}: {some}".removesuffix(": ")
 
 
 def check_kind(budget: Budget, machine: cost.Machine, trials: Sequence[Trial], address: str | None) -> None:

@@ -29,7 +29,7 @@ from rich.console import Console
 from lmim import pages
 from lmim.command import Parser, exit_code, out_folder
 from lmim.errors import UserError, count, fail
-from lmim.plan import ablation, record, tokenizers
+from lmim.plan import ablation, cost, record, tokenizers
 from lmim.sweep import sequential, studies
 from lmim.sweep.budget import Purse, check_kind, listed, read_budget, rounds
 from lmim.sweep.executors import Job, Stop, local_resources, on_ray, serial
