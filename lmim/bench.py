@@ -22,11 +22,9 @@ import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from threading import Barrier, BrokenBarrierError
 from typing import Any
 
 import numpy as np
@@ -46,14 +44,12 @@ from lmim.errors import UserError
 from lmim.evaluate import judge
 from lmim.files import write_atomic
 from lmim.plan import ablation, cost, facts
+from lmim.sweep.crowd import MIB, Json, Steps, crowd, peak_memory
 from lmim.sweep.executors import local_resources
-from lmim.train.batches import batches
-from lmim.train.loop import Run
 from lmim.trial.code import code_version
 from lmim.trial.evaluation import read_evaluations
 from lmim.trial.folder import TrialFolder
 
-Json = dict[str, Any]
 Hows = Sequence[tuple[str, bool]]
 """Pairs of precision and whether the step is compiled."""
 
@@ -83,7 +79,6 @@ THEIRS = {"img_size": 224, "patch_size": 16, "embed_dim": 192, "depth": 12, "num
 """A ViT-Ti/16 as MAE's authors name it, of which a CPU makes a step in seconds."""
 SHORT = ("data.train_images=5000", "optim.epochs=3", "run.device=cpu")
 """Trials of a quarter of a minute."""
-MIB = 2**20
 
 
 def config_of(
@@ -141,31 +136,9 @@ def noise(config: Config, size: facts.Data) -> Dataset:
     return Dataset("noise", "bench", *stats, *splits, frames=size.frames)
 
 
-class Steps:
-    """A run of the trainer, fed and timed."""
-
-    def __init__(self, config: Config, size: facts.Data | None = None) -> None:
-        self.device = torch.device(config.run.device)
-        torch.set_num_threads(config.run.threads)
-        self.run = Run(config, noise(config, size or facts.data_of(config)), self.device)
-        self.feed = batches(self.run.dataset.train, config, self.run.objective, 0, self.run.steps)
-        self.images = config.step_images
-
-    def seconds(self, steps: int = 1) -> float:
-        """How long so many more steps take, on the device too."""
-        begun = self._clock()
-        for _ in range(steps):
-            self.run.step(next(self.feed))
-        return self._clock() - begun
-
-    def within(self, seconds: float) -> int:
-        """How many steps such a time is good for."""
-        return max(1, round(seconds / self.seconds()))
-
-    def _clock(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.monotonic()
+def noisy(config: Config) -> Dataset:
+    """Noise as large as the config's own data."""
+    return noise(config, facts.data_of(config))
 
 
 # ------------------------------------------------------------------------------------------ the parts
@@ -192,7 +165,7 @@ def training(scale: str, device: str, hows: Hows, repeats: int, seconds: float) 
         config = config_of(scale, device, precision, compiled)
         entries.append(entry := head(scale, config))
         try:
-            steps = Steps(config)
+            steps = Steps(config, noisy(config))
             first = steps.seconds()
             if compiled:
                 entry["first_step_seconds"] = first
@@ -224,7 +197,7 @@ def each_objective(scale: str, device: str, repeats: int, seconds: float) -> lis
     for name, (sweep, arm) in OBJECTIVES.items():
         say(f"training steps of {name}, {scale} scale, {device}")
         config = config_of(scale, device, sweep=ABLATIONS / f"{sweep}.yaml", arm=arm)
-        steps = Steps(config)
+        steps = Steps(config, noisy(config))
         steps.seconds(3)
         runs.append(({"objective": name, "arm": arm} | head(scale, config), steps, []))
     in_turns(runs, repeats, seconds)
@@ -245,14 +218,14 @@ def block_memory(device: str) -> list[Json]:
 
 def _step_memory(config: Config) -> Json:
     """The peak over what there is before the first step."""
-    steps = Steps(config, facts.Data("bench", 10_000, 10, 10, 3, 10))
+    steps = Steps(config, noise(config, facts.Data("bench", 10_000, 10, 10, 3, 10)))
     if steps.device.type == "cuda":
         before = torch.cuda.memory_allocated() / MIB
         steps.seconds(3)
         return {"step_mib": torch.cuda.max_memory_allocated() / MIB - before}
     before = psutil.Process().memory_info().rss / MIB
     steps.seconds(3)
-    return {"step_mib": _peak_memory().get("peak_rss_mib", math.nan) - before}
+    return {"step_mib": peak_memory().get("peak_rss_mib", math.nan) - before}
 
 
 def against_mae(clone: Path, repeats: int, seconds: float) -> Json:
@@ -267,7 +240,7 @@ def against_mae(clone: Path, repeats: int, seconds: float) -> Json:
     config = interop.translate_mae(THEIRS)
     change = {"optim.batch_size": 8, "optim.epochs": 1, "run.device": "cpu"}
     config = Config.read(merge(config.model_dump(), change))
-    ours = Steps(config, facts.Data("bench", 100_000, 10, 10, 3, 10))
+    ours = Steps(config, noise(config, facts.Data("bench", 100_000, 10, 10, 3, 10)))
     model = _model_of_mae(clone)
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95))
     images = torch.randn(8, 3, 224, 224)
@@ -326,46 +299,15 @@ def at_once(scale: str, device: str, processes: int, seconds: float, judged: int
     say(f"{processes} at once, {scale} scale, {device}")
     config = config_of(scale, device)
     entry = head(scale, config) | {"processes": processes}
-    context = multiprocessing.get_context("spawn")
-    with context.Manager() as manager, ProcessPoolExecutor(processes, context) as pool:
-        ready = manager.Barrier(processes, timeout=300)
-        work = [pool.submit(_trial, config, seconds, judged, ready) for _ in range(processes)]
-    for error in filter(None, [one.exception() for one in work]):
-        if isinstance(error, torch.OutOfMemoryError | BrokenProcessPool):  # more than fit
-            return entry | {"unavailable": type(error).__name__}
-        if not isinstance(error, BrokenBarrierError):  # which follows from another's error
-            raise error
-    found = [one.result() for one in work]
-    most = {key: max(one[key] for one in found) for key in found[0]}
+    judging = partial(evaluation, judged) if processes == 1 else None
+    if not (found := crowd(config, processes, seconds, noisy, judging)):
+        return entry | {"unavailable": "out of memory"}
+    most = {key: max(one[key] for one in found) for key in found[0] if key != "gpu_used_mib"}
     rates = [one["images_per_second"] for one in found]
     return entry | most | {"images_per_second": spread(rates), "images_per_second_sum": sum(rates)}
 
 
-def _trial(config: Config, seconds: float, judged: int, ready: Barrier) -> Json:
-    """One of these processes."""
-    try:
-        steps = Steps(config)
-        steps.seconds(4)
-        chunk = steps.within(0.3)
-        ready.wait()
-    except RuntimeError:
-        ready.abort()
-        raise
-    done, begun = 0, time.monotonic()
-    while time.monotonic() - begun < seconds:
-        steps.seconds(chunk)
-        done += chunk
-    found: Json = {"images_per_second": done * steps.images / (time.monotonic() - begun)}
-    if steps.device.type == "cuda":
-        with contextlib.suppress(ImportError, RuntimeError):
-            found["gpu_percent"] = torch.cuda.utilization()
-        found["peak_gpu_mib"] = torch.cuda.max_memory_allocated() / MIB
-    if ready.parties == 1:
-        found |= evaluation(config, steps, judged)
-    return found | _peak_memory()
-
-
-def evaluation(config: Config, steps: Steps, most: int) -> Json:
+def evaluation(most: int, config: Config, steps: Steps) -> Json:
     """What judging the encoder takes, on so many images of each split at most."""
     size = facts.data_of(config)
     size = replace(size, train=min(size.train, most), test=min(size.test, most))
@@ -379,14 +321,6 @@ def evaluation(config: Config, steps: Steps, most: int) -> Json:
         "evaluation_seconds": spent,
         "evaluation_flops_per_second": cost.evaluation(flops, size.train, size.test) / spent,
     }
-
-
-def _peak_memory() -> Json:
-    """Of this process alone, where Linux tells; getrusage would count the parent's at the fork too."""
-    with contextlib.suppress(OSError):
-        if found := re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text()):
-            return {"peak_rss_mib": int(found[1]) / 1024}
-    return {}
 
 
 def sweep(workers: int, per_worker: int = 3, settings: Sequence[str] = SHORT) -> Json:

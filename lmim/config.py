@@ -183,10 +183,19 @@ class Run(Section):
     """Seconds between two checkpoints at least."""
     processes: PositiveInt = 1
     """Processes that share the micro-batches of each step (data parallel), on one machine."""
-    gpus: Positive = 1.0
-    """The part of a GPU that each process takes where there are any; all of it if there are several."""
+    gpus: Positive | Literal["auto"] = 1.0
+    """The part of a GPU that each process takes where there are any; all of it if there are several. auto: as
+    many trials share one as its memory and their throughput are good for, which the sweep measures first."""
     cpus: PositiveInt = 1
     """Cores that each process takes."""
+    checkpointing: bool = False
+    """Whether blocks are computed again in the backward pass and not kept: the same digits, less memory, a
+    slower step. A trial that runs out of memory with a GPU to itself goes on like this without being told."""
+
+    @property
+    def gpu_share(self) -> float:
+        """`gpus` as a number; auto is all of one where nobody has measured."""
+        return 1.0 if self.gpus == "auto" else self.gpus
 
 
 SECTIONS: dict[str, type[Section]] = {
@@ -445,13 +454,13 @@ def _rules(config: Config) -> Iterable[Rule]:
     )
     yield (
         "run.gpus",
-        run.gpus <= 1,
-        f"{run.gpus:g} is more than the one GPU that a process trains on: for more set run.processes",
+        run.gpu_share <= 1,
+        f"{run.gpu_share:g} is more than the one GPU that a process trains on: for more set run.processes",
     )
     yield (
         "run.gpus",
-        run.gpus == 1 or run.processes == 1 or run.device == "cpu",
-        f"{run.gpus:g} is less than the one GPU that each of several run.processes takes: set it to "
+        run.gpu_share == 1 or run.processes == 1 or run.device == "cpu",
+        f"{run.gpu_share:g} is less than the one GPU that each of several run.processes takes: set it to "
         "1, or run.device=cpu",
     )
     own = config.objective.rpartition(":")[2]

@@ -6,6 +6,7 @@ Latent MIM (arXiv 2407.15837), method section: pre-norm ViT, fixed sin-cos posit
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from lmim import config
 
@@ -147,6 +149,18 @@ class Encoder(nn.Module):
     def patch_features(self, patches: Float[Tensor, "b n p"], layer: int = 0) -> Float[Tensor, "b n d"]:
         """What evaluation sees: a block's patch tokens, the last one's for 0, without norm and projector."""
         return self.tokens(patches, layer=layer)[:, 1:]
+
+
+def recompute(module: nn.Module) -> None:
+    """Keep no activations inside the blocks of a module's transformers: backward runs each block once more.
+
+    Activation checkpointing (arXiv 1604.06174). What a block draws at random it draws again, so that every
+    digit stays. Blocks are what a part lists as its `blocks`, of the user's own parts too.
+    """
+    for part in module.modules():
+        blocks = getattr(part, "blocks", None)
+        for block in blocks if isinstance(blocks, nn.ModuleList) else ():
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 
 def initialise(module: nn.Module, mask_std: float = 0.0) -> None:

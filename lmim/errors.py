@@ -81,6 +81,24 @@ def brief(error: Exception) -> str:
     return text if len(text) <= 160 else f"{text[:157]}..."
 
 
+FULL = re.compile(
+    r"\b(OutOfMemoryError|MemoryError)\b|CUDA error: out of memory|[Cc]an(no|')t allocate memory"
+    "|_STATUS_ALLOC_FAILED"
+)
+"""What torch, numpy, CUDA's libraries and the kernel say when memory is full."""
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that the memory of the GPU, or of the machine, is full.
+
+    Known by its words, as another process' error comes as text, and CUDA's libraries have no class for it.
+
+    >>> out_of_memory(RuntimeError("process 1 of the trial: OutOfMemoryError: CUDA out of memory."))
+    True
+    """
+    return isinstance(error, MemoryError) or bool(FULL.search(f"{type(error).__name__}: {error}"))
+
+
 def cause(error: Exception) -> str:
     """An exception in one line.
 

@@ -49,6 +49,7 @@ def ids(config: Config) -> dict[str, Any]:
 
 def flops(config: Config, channels: int, classes: int) -> dict[str, Any]:
     """FLOPs of a training step and of the encoder for each image; a multiplication and an addition are two.
+    And `kept`, the bytes that a step keeps for its backward pass, which most of its memory goes to.
 
     Counted by torch on the meta device: nothing is computed, whatever the size.
     """
@@ -60,14 +61,25 @@ def flops(config: Config, channels: int, classes: int) -> dict[str, Any]:
     with torch.no_grad(), FlopCounterMode(display=False) as encoding:
         width = objective.eval().features(images).shape[1]
     learns = config.optim.epochs and any(parameter.requires_grad for parameter in objective.parameters())
+    step, kept = _step(objective, setup) if learns else (0.0, 0.0)
     return {
-        "step": _step(objective, setup) if learns else 0.0,
+        "step": step,
+        "kept": kept,
         "encode": encoding.get_total_flops() / IMAGES,
         "width": width,
     }
 
 
-def _step(objective: objectives.Objective, setup: Setup) -> float:
+def _step(objective: objectives.Objective, setup: Setup) -> tuple[float, float]:
+    weights = {parameter.untyped_storage()._cdata for parameter in objective.parameters()}
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()._cdata
+        if storage not in weights:
+            kept[storage] = tensor  # held, so that no other storage takes its place
+        return tensor
+
     draw = objective.draw(torch.ones(IMAGES), torch.Generator().manual_seed(0))
     views = draw.boxes.shape[1]
     shape = IMAGES, views, setup.channels, objective.crop_side, objective.crop_side
@@ -76,12 +88,14 @@ def _step(objective: objectives.Objective, setup: Setup) -> float:
     scheduled = {name: torch.tensor(value, device="meta") for name, value in objective.scheduled(0.5).items()}
     labels = torch.empty(IMAGES, dtype=torch.int64, device="meta")
     with FlopCounterMode(display=False) as counter, torch.device("meta"):
-        figures = objective.train()(torch.empty(shape, device="meta"), labels, own, scheduled)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            figures = objective.train()(torch.empty(shape, device="meta"), labels, own, scheduled)
         if "loss" not in figures:
             raise UserError(f"forward: expected figures with a loss among them, found {', '.join(figures)}")
         figures["loss"].backward()
     total: int = counter.get_total_flops()
-    return total / IMAGES
+    held = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    return total / IMAGES, held / IMAGES
 
 
 def _on_meta(tensor: Tensor) -> Tensor:

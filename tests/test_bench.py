@@ -17,6 +17,7 @@ from timm.models.vision_transformer import Block
 from lmim import bench, variants
 from lmim.errors import UserError
 from lmim.plan import cost, facts
+from lmim.sweep import crowd
 from lmim.trial.folder import TrialFolder
 
 pytestmark = pytest.mark.timeout(900)  # the first run draws data and builds every objective
@@ -212,10 +213,10 @@ def test_more_trials_than_fit_are_told_from_an_error(monkeypatch: pytest.MonkeyP
             future.set_exception(errors.pop())
             return future
 
-    monkeypatch.setattr(bench, "ProcessPoolExecutor", Pool)
+    monkeypatch.setattr(crowd, "ProcessPoolExecutor", Pool)
     errors: list[Exception] = [torch.OutOfMemoryError(), BrokenBarrierError()]
     full = bench.at_once("demo", "cpu", 2, 0.1, 10)
-    assert (full["images_per_second"], full["unavailable"]) == (None, "OutOfMemoryError")
+    assert (full["images_per_second"], full["unavailable"]) == (None, "out of memory")
     errors = [BrokenBarrierError(), RuntimeError("a defect")]
     with pytest.raises(RuntimeError, match="a defect"):
         bench.at_once("demo", "cpu", 2, 0.1, 10)

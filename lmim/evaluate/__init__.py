@@ -5,7 +5,7 @@ A protocol is given `Frozen` features, its settings by keyword, and gives the fi
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lmim import variants
 from lmim.data import Dataset
-from lmim.errors import UserError, cause
+from lmim.errors import UserError, cause, out_of_memory
 from lmim.evaluate.features import Encode, Frozen, freeze, sampled
 from lmim.trial.evaluation import EVERY, Evaluation
 
@@ -49,11 +49,17 @@ def judge(
     `encode(images, layer=k)` gives those after block k.
     What a protocol raises is that evaluation's result, and the others go on. `logits` are those of the
     objective's own classifier, if it has one: they are made where a protocol needs them.
+
+    Raises:
+        MemoryError: there was too little of it for a protocol, which has no result; the others have theirs.
     """
+    full = ""
     for layer in dict.fromkeys(one.layer for one in evaluations):
         found = encode if not layer else partial(encode, layer=layer)
         same = [one for one in evaluations if one.layer == layer]
-        yield from _judge(found, dataset, side, same, device, logits)
+        full = (yield from _judge(found, dataset, side, same, device, logits)) or full
+    if full:
+        raise MemoryError(full)
 
 
 def _judge(
@@ -63,8 +69,9 @@ def _judge(
     evaluations: Sequence[Evaluation],
     device: torch.device | str,
     logits: Encode | None,
-) -> Iterator[tuple[Evaluation, Judged]]:
-    """The evaluations of one layer, which share its features."""
+) -> Generator[tuple[Evaluation, Judged], None, str]:
+    """The evaluations of one layer, which share its features; says for which there was too little memory."""
+    full = ""
     needed = logits if any("logits" in one.needs for one in evaluations) else None
     frozen = freeze(encode, dataset, [one.split for one in evaluations], side, device, needed)
     finite = {split: one.finite() for split, one in frozen.items()}
@@ -81,7 +88,11 @@ def _judge(
             found = _figures(one, frozen[one.split]), _figures(one, samples[one.split])
         except Exception as error:  # noqa: BLE001  a protocol may be the user's own: what it raises is recorded
             told = f"{one.protocol}: {cause(error)}{variants.place_of(error, one.sources)}"
+            if out_of_memory(error):  # which is no result: another try has more
+                full = told
+                continue
         yield one, Judged(*found, time.monotonic() - begun, told)
+    return full
 
 
 def _figures(evaluation: Evaluation, frozen: Frozen) -> dict[str, float]:

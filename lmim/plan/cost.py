@@ -98,7 +98,7 @@ class Machine:
         run = config.run
         slots = math.floor(self.cores / (run.cpus * run.processes))
         if self.device(config) == "cuda":
-            on_gpus = math.floor(max(self.gpus, 1) / (run.gpus * run.processes))
+            on_gpus = math.floor(max(self.gpus, 1) / (run.gpu_share * run.processes))
             slots = min(slots, on_gpus) if self.gpus else on_gpus
         return max(1, min(slots, self.limit or slots))
 
@@ -145,7 +145,7 @@ def estimate(
         seconds.append(fixed + pace * _moving(config, epochs, own, rates))
         basis = "by like trials that are done" if like else rates[2] if rates else ""
         bases[basis] = None
-        share = config.run.processes * (config.run.gpus if device == "cuda" else config.run.cpus)
+        share = config.run.processes * (config.run.gpu_share if device == "cuda" else config.run.cpus)
         hours[device] += seconds[-1] * share / 3600
         slots = max(slots, [0.0] * machine.slots(config), key=len)
     if any(facts.data_of(config).error for config, _ in missing):
@@ -231,7 +231,7 @@ def _recorded(
         slowed = _sharing(record, device, best["scale"], machine.slots(config) / max(machine.gpus, 1))
         training: float = best["images_per_second"]["median"] * best["flops_per_image"] * slowed
         return training, nearest["evaluation_flops_per_second"] * slowed, f"by {name}"
-    return (ASSUMED_GPU[0] * config.run.gpus,) * 2 + (ASSUMED_GPU[1],) if device == "cuda" else None
+    return (ASSUMED_GPU[0] * config.run.gpu_share,) * 2 + (ASSUMED_GPU[1],) if device == "cuda" else None
 
 
 def _sharing(record: Mapping[str, Any], device: str, scale: str, trials: float) -> float:

@@ -66,6 +66,8 @@ class Flops(NamedTuple):
     encode: float
     width: float
     """Channels of a feature."""
+    kept: float = 0.0
+    """No FLOPs: bytes that a step in float32 keeps for its backward pass, the weights aside."""
 
 
 MODEL = ("axes", "encoder.py", "objectives", "quantise.py")

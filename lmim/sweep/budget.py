@@ -49,7 +49,7 @@ class Budget:
     def rate(self, config: Config, machine: cost.Machine) -> float:
         """What a second of a trial takes of it; of the clock, whose seconds trials share, none."""
         on_gpu, run = machine.device(config) == "cuda", config.run
-        per_process = {"wall": 0.0, "core": float(run.cpus), "gpu": run.gpus if on_gpu else 0.0}
+        per_process = {"wall": 0.0, "core": float(run.cpus), "gpu": run.gpu_share if on_gpu else 0.0}
         return per_process[self.kind] * run.processes
 
 

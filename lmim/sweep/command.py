@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -352,7 +353,7 @@ def bring_up_to_date(
     cluster = (
         serial(root, stop)
         if args.serial
-        else on_ray(root, stop, args.address, args.max_concurrent, args.dashboard)
+        else on_ray(root, stop, args.address, args.max_concurrent, args.dashboard, partial(_say, console))
     )
     replayed: set[str] = set()
     nothing = contextlib.nullcontext()
@@ -388,6 +389,10 @@ def bring_up_to_date(
     finally:
         stop.close()
     return plan
+
+
+def _say(console: Console, line: str) -> None:
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _grown(plan: Plan, args: argparse.Namespace, todo: Sequence[str], console: Console) -> Plan:
@@ -463,6 +468,7 @@ def _round(
         if not stop.wanted():
             work.result()
             _close([job for job in jobs if not job.replay], plan.root, begun, rounds)
+            _tell_of_memory(jobs, plan.root, begun, console)
     finally:
         tracker.close()
     return Plan.read(plan.sweep, plan.root).settled()
@@ -472,7 +478,8 @@ def _close(jobs: Sequence[Job], root: Path, begun: Mapping[str, State], rounds: 
     """Fail what has no result: Tune ends a trial in silence when its worker keeps dying.
 
     A trial that a scheduler preempted has saved, and goes on in the next round if it came further in this.
-    One that was being judged has nothing to show for it, and is judged again a few times.
+    One that was being judged has nothing to show for it, and is judged again a few times. So does one that
+    ran out of memory, with more.
     """
     for job in jobs:
         folder = TrialFolder(root, job.trial.id)
@@ -480,10 +487,21 @@ def _close(jobs: Sequence[Job], root: Path, begun: Mapping[str, State], rounds: 
             continue  # it was not to start, or not again
         state = folder.state()
         further = state.step > begun[folder.id].step or state.status != begun[folder.id].status
+        further = further or state.memory != begun[folder.id].memory
         if state.status == "done" and rounds[folder.id] > RESTARTS:
             record_failure(folder, f"no result in {rounds[folder.id]} rounds", job.evaluations)
         elif state.status != "done" and (state.status != "interrupted" or not further):
             record_failure(folder, f"no result: its worker died {RESTARTS + 1} times, or never began")
+
+
+def _tell_of_memory(jobs: Sequence[Job], root: Path, begun: Mapping[str, State], console: Console) -> None:
+    """Say which trials ran out of it and are to go on with more."""
+    for job in jobs:
+        memory = TrialFolder(root, job.trial.id).state().memory
+        if memory != begun[job.trial.id].memory:
+            how = " with activation checkpointing" if memory == "checkpointing" else ""
+            line = f"out of memory: {job.trial.arm} seed {job.trial.seed} goes on alone{how}"
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _open_tracker(uri: str, sweep: ablation.Sweep, out: Path) -> "Tracker":

@@ -1,6 +1,7 @@
 """Where trials run: one after the other in this process, or on Ray Tune. The only file that imports Ray."""
 
 import contextlib
+import json
 import logging
 import math
 import os
@@ -9,6 +10,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,14 +20,22 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from lmim.config import Config
+from lmim.config import Config, merge
 from lmim.errors import UserError, brief
 from lmim.plan import ablation
+from lmim.sweep import packing
 from lmim.sweep.budget import Allowance
-from lmim.sweep.worker import RESTARTS, record_failure, replay_here, run_here, run_on_worker
+from lmim.sweep.worker import (
+    RESTARTS,
+    environment,
+    record_failure,
+    replay_here,
+    run_here,
+    run_on_worker,
+)
 from lmim.trial.ending import Ending
 from lmim.trial.evaluation import Evaluation
-from lmim.trial.folder import ProcessKilled, TrialFolder
+from lmim.trial.folder import Memory, ProcessKilled, TrialFolder
 
 
 @dataclass(frozen=True)
@@ -37,15 +47,22 @@ class Resources:
     nodes: tuple["Resources", ...] = ()
     """Of a cluster: a trial runs on one of them."""
 
-    def share(self, config: Config, place: Callable[[str], str] = str) -> dict[str, float]:
+    def share(
+        self, config: Config, place: Callable[[str], str] = str, alone: bool = False
+    ) -> dict[str, float]:
         """What one trial takes; `place` says where a key was set.
+
+        `alone`: each process with a GPU to itself, or where there is none all cores of a machine.
 
         Raises:
             UserError: it can never be met; Ray would wait for ever.
         """
         run = config.run
         on_cpu = run.device == "cpu" or (run.device == "auto" and not self.gpus)
-        gpus, cpus = 0.0 if on_cpu else run.gpus * run.processes, float(run.cpus * run.processes)
+        part = 1.0 if alone else run.gpu_share
+        gpus, cpus = 0.0 if on_cpu else part * run.processes, float(run.cpus * run.processes)
+        if alone and on_cpu:
+            cpus = float(math.floor(max(node.cpus for node in self.nodes or (self,))))
         if gpus > self.gpus:
             key = "run.processes" if run.processes > 1 else "run.device"
             less = "ask for fewer" if run.processes > 1 and self.gpus else "use --set run.device=cpu"
@@ -128,6 +145,21 @@ class Job:
     replay: Sequence[str] = ()
     ending: Ending | None = None
     allowance: Allowance | None = None
+    memory: Memory = ""
+    """What it is to be given because it ran out of it."""
+
+    def run(self, gpus: float) -> dict[str, Any]:
+        """What is laid over the config's section `run`; `gpus` is what `auto` comes to."""
+        if self.memory:
+            return {
+                "gpus": 1.0,
+                "checkpointing": self.memory == "checkpointing" or self.trial.config.run.checkpointing,
+            }
+        return {"gpus": gpus} if self.trial.config.run.gpus == "auto" else {}
+
+    def config(self, gpus: float = 1.0) -> Config:
+        """The trial's config, as it is to run."""
+        return Config.read(merge(self.trial.config.model_dump(), {"run": self.run(gpus)}))
 
 
 Executor = Callable[[Sequence[Job]], None]
@@ -148,7 +180,7 @@ def serial(root: Path, stop: Stop) -> Iterator[Executor]:
                 replay_here(folder, job.replay)
                 continue
             try:
-                run_here(job.trial.config, folder, job.evaluations, stop.wanted, job.ending, job.allowance)
+                run_here(job.config(), folder, job.evaluations, stop.wanted, job.ending, job.allowance)
             except ProcessKilled as killed:
                 record_failure(folder, str(killed))
 
@@ -189,9 +221,17 @@ def answering(address: str) -> str:
 
 @contextlib.contextmanager
 def on_ray(
-    root: Path, stop: Stop, address: str | None, limit: int | None, dashboard: bool
+    root: Path,
+    stop: Stop,
+    address: str | None,
+    limit: int | None,
+    dashboard: bool,
+    say: Callable[[str], None] = print,
 ) -> Iterator[Executor]:
-    """Ray Tune, on a cluster of our own that lets no stranger in, or on the one that was named."""
+    """Ray Tune, on a cluster of our own that lets no stranger in, or on the one that was named.
+
+    `say` is told how many trials share a GPU, and why.
+    """
     place = address and answering(address)
     scratch = Path(tempfile.mkdtemp(prefix="lmim-", dir="/tmp" if os.path.isdir("/tmp") else None))
     found = local_resources()
@@ -238,7 +278,7 @@ def on_ray(
             found = Resources(sum(node.cpus for node in nodes), sum(node.gpus for node in nodes), nodes)
         # workers elsewhere must see Tune's folder, so that it lies beside the trials then
         storage = scratch if address is None else root.parent / f".{scratch.name}"
-        yield partial(_fit, root=root, stop=stop, resources=found, limit=limit, storage=storage)
+        yield partial(_fit, root=root, stop=stop, resources=found, limit=limit, storage=storage, say=say)
     finally:
         ray.shutdown()
         for folder in (scratch, root.parent / f".{scratch.name}"):
@@ -252,6 +292,7 @@ def _fit(
     resources: Resources,
     limit: int | None,
     storage: Path,
+    say: Callable[[str], None],
 ) -> None:
     """A new Tuner over an explicit list of trials: `Tuner.restore` would ignore what is new."""
     from ray import tune
@@ -263,8 +304,11 @@ def _fit(
         def stop_all(self) -> bool:
             return stop.wanted()
 
-    requests = [
-        {
+    def request(job: Job, gpus: float) -> dict[str, Any]:
+        config = job.config(gpus)
+        whole = resources.share(config, alone=True)
+        share = whole if job.memory else resources.share(config)
+        return {
             "root": str(root),
             "id": job.trial.id,
             "evaluations": [asdict(one) for one in job.evaluations],
@@ -273,10 +317,13 @@ def _fit(
             "allowance": job.allowance and asdict(job.allowance),
             "halt": str(stop.file),
             "cwd": os.getcwd(),
-            "share": resources.share(job.trial.config),
+            "run": job.run(gpus),
+            "share": share,
+            "alone": share == whole,
         }
-        for job in jobs
-    ]
+
+    part = 1 / _packed(jobs, root.parent, stop, resources, say)
+    requests = [request(job, part) for job in jobs]
     logging.getLogger("ray").setLevel(logging.ERROR)
     tuner = tune.Tuner(
         tune.with_resources(
@@ -293,6 +340,75 @@ def _fit(
         ),
     )
     tuner.fit()
+
+
+def _packed(
+    jobs: Sequence[Job], out: Path, stop: Stop, resources: Resources, say: Callable[[str], None]
+) -> int:
+    """How many trials share a GPU where that is left to us: what was measured, or is now, says it."""
+    waiting = [job for job in jobs if not job.replay and not job.memory]
+    config = packing.heaviest(job.trial.config for job in waiting) if resources.gpus else None
+    if config is None or config.run.device == "cpu":
+        return 1
+    node = max(resources.nodes or (resources,), key=lambda node: node.gpus)
+    by_cores = math.floor(node.cpus / max(node.gpus, 1)) // config.run.cpus
+    # no more than there are: a GPU that nobody is left for helps no one
+    most = max(1, min(by_cores, math.ceil(len(waiting) / resources.gpus)))
+    measured, device = None, _accelerators()
+    if most > 1 and (measured := packing.remembered(out, config, device, most)) is None:
+        say("run.gpus: measuring how many trials share a GPU")
+        try:
+            measured = _measure(config, most, stop)
+        except (RuntimeError, ValueError) as error:
+            say(f"run.gpus: 1 trial a GPU, as it could not be measured ({brief(error)})")
+            return 1
+        packing.remember(out, config, device, most, measured)
+    choice = packing.fit(measured or [], most)
+    if measured:
+        say(f"run.gpus: {choice.reason}")
+    return choice.trials
+
+
+def _accelerators() -> str:
+    """The kinds of GPU that the cluster has, as Ray names them."""
+    import ray
+
+    kinds = {name for node in ray.nodes() for name in node["Resources"] if name.startswith("accelerator_")}  # type: ignore[no-untyped-call]
+    return " ".join(sorted(kinds)) or "GPU"
+
+
+def _measure(config: Config, most: int, stop: Stop) -> list[packing.Measured]:
+    """What the trials of a crowd do on a GPU of the cluster; nothing where a stop is wanted first.
+
+    Raises:
+        RuntimeError, ValueError: it fails there.
+    """
+    import ray
+
+    question = {"config": config.model_dump(), "most": most, "cwd": os.getcwd()}
+    task = ray.remote(num_gpus=1, num_cpus=most * config.run.cpus, max_retries=0)(_crowd)
+    answer = task.remote(question)
+    while not ray.wait([answer], timeout=0.5)[0]:
+        if stop.wanted():
+            ray.cancel(answer, force=True)
+            return []
+    return [packing.Measured(**one) for one in json.loads(ray.get(answer))]
+
+
+def _crowd(question: Mapping[str, Any]) -> str:
+    """On the worker, in a process of its own: it takes the GPU's memory, and gives it back."""
+    done = subprocess.run(
+        [sys.executable, "-m", "lmim.sweep.crowd"],
+        input=json.dumps(question),
+        capture_output=True,
+        text=True,
+        cwd=question["cwd"],
+        env=environment(gpu=True),
+        check=False,
+    )
+    if done.returncode:
+        raise RuntimeError((done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1])
+    return done.stdout
 
 
 def _trainable(config: dict[str, Any]) -> dict[str, Any]:

@@ -45,7 +45,15 @@ class Plan:
     def missing(self, todo: Sequence[str]) -> list[Job]:
         """What to run now: in a ladder, trials of the stages whose predecessor has its winner."""
         wanted = [trial for trial in self.where(*todo) if not trial.provisional]
-        return [Job(t, self.sweep.judged_by(t), ending=self.sweep.ending_of(t)) for t in wanted]
+        return [
+            Job(
+                trial,
+                self.sweep.judged_by(trial),
+                ending=self.sweep.ending_of(trial),
+                memory=self.states[trial.id].state.memory,
+            )
+            for trial in wanted
+        ]
 
     def stale(self) -> list[Job]:
         """One trial of each arm and code that is not today's and was not yet compared with it."""

@@ -22,13 +22,13 @@ from types import TracebackType
 from typing import Any, BinaryIO, NoReturn
 
 from lmim import variants
-from lmim.config import Config
-from lmim.errors import cause
+from lmim.config import Config, merge
+from lmim.errors import cause, out_of_memory
 from lmim.sweep.budget import Allowance
 from lmim.trial.code import code_digest, code_version, libraries
 from lmim.trial.ending import Ending, goes_on
 from lmim.trial.evaluation import Evaluation, Result, write_result
-from lmim.trial.folder import Busy, ProcessKilled, TrialFolder, signal_name
+from lmim.trial.folder import Busy, Memory, ProcessKilled, TrialFolder, signal_name
 from lmim.variants import place_of
 
 RESTARTS = 3
@@ -41,10 +41,12 @@ GRACE = 20.0
 
 
 class _Recorded:
-    """Turns an exception in a trial into the trial's result: failed, with its cause."""
+    """Turns an exception in a trial into the trial's result: failed with its cause, or to be given memory."""
 
-    def __init__(self, folder: TrialFolder, sources: Mapping[str, str]) -> None:
-        self.folder, self.sources = folder, sources
+    def __init__(
+        self, folder: TrialFolder, sources: Mapping[str, str], evaluations: Sequence[Evaluation], alone: bool
+    ) -> None:
+        self.folder, self.sources, self.evaluations, self.alone = folder, sources, evaluations, alone
 
     def __enter__(self) -> None:
         return None
@@ -55,7 +57,11 @@ class _Recorded:
         if not isinstance(error, Exception):
             return False
         (self.folder.path / "error.txt").write_text("".join(traceback.format_exception(error)))
-        record_failure(self.folder, cause(error) + place_of(error, self.sources))
+        told = cause(error) + place_of(error, self.sources)
+        if out_of_memory(error):
+            record_out_of_memory(self.folder, told, self.evaluations, self.alone)
+        else:
+            record_failure(self.folder, told)
         return True
 
 
@@ -66,10 +72,12 @@ def run_here(
     stop: Callable[[], bool],
     ending: Ending | None = None,
     allowance: Allowance | None = None,
+    alone: bool = True,
 ) -> None:
     """Train and judge in this process; wait for another one that is at the same trial.
 
     Nothing is done where the trial would not end within the `allowance`.
+    `alone`: no other trial shares its GPU, or the machine's cores.
 
     Raises:
         ProcessKilled: one of the trial's other processes was.
@@ -83,7 +91,7 @@ def run_here(
         return done and not folder.missing(evaluations, config.data.version)
 
     while not stop() and not over() and (allowance is None or allowance.allows(folder)):
-        with _Recorded(folder, config.sources):
+        with _Recorded(folder, config.sources, evaluations, alone):
             ensure_for(folder, config)
             try:
                 train(config, folder, evaluations, stop=stop, ending=ending)
@@ -169,9 +177,11 @@ def _child(request: Mapping[str, Any], server: int) -> NoReturn:
             replay_here(folder, request["replay"])
         else:
             evaluations = [Evaluation(**one) for one in request["evaluations"]]
+            config = Config.read(merge(folder.config().model_dump(), {"run": request["run"]}))
             ending = request["ending"] and Ending.model_validate(request["ending"])
             allowance = request["allowance"] and Allowance.read(request["allowance"])
-            run_here(folder.config(), folder, evaluations, stopping.is_set, ending, allowance)
+            alone = request["alone"]
+            run_here(config, folder, evaluations, stopping.is_set, ending, allowance, alone)
         code = 0
     except ProcessKilled as killed:  # the server starts the trial again, as if this process had been
         print(killed, file=sys.stderr, flush=True)
@@ -196,6 +206,19 @@ def _watch_parent(server: int, stopping: threading.Event) -> None:
 # ---------------------------------------------------------------- a slot on a worker
 
 
+def environment(gpu: bool) -> dict[str, str]:
+    """What a process of a worker's own is started with."""
+    package = str(Path(__file__).resolve().parents[2])
+    paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
+    secret = ("RAY_AUTH_TOKEN",)  # a trial has no business with the cluster
+    found = {key: value for key, value in os.environ.items() if key not in secret}
+    found["PYTHONPATH"] = os.pathsep.join(paths)
+    found["OMP_NUM_THREADS"] = found["MKL_NUM_THREADS"] = "1"
+    if not gpu:  # num_gpus=0 would leave every GPU in sight
+        found["CUDA_VISIBLE_DEVICES"] = ""
+    return found
+
+
 @dataclass
 class _Server:
     """The end of `serve` that an actor holds."""
@@ -204,17 +227,9 @@ class _Server:
 
     @classmethod
     def start(cls, gpu: bool) -> "_Server":
-        package = str(Path(__file__).resolve().parent.parent)
-        paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
-        secret = ("RAY_AUTH_TOKEN",)  # a trial has no business with the cluster
-        environment = {key: value for key, value in os.environ.items() if key not in secret}
-        environment["PYTHONPATH"] = os.pathsep.join(paths)
-        environment["OMP_NUM_THREADS"] = environment["MKL_NUM_THREADS"] = "1"
-        if not gpu:  # num_gpus=0 would leave every GPU in sight
-            environment["CUDA_VISIBLE_DEVICES"] = ""
         command = [sys.executable, "-c", "from lmim.sweep.worker import serve; serve()"]
         pipe = subprocess.PIPE
-        return cls(subprocess.Popen(command, stdin=pipe, stdout=pipe, bufsize=0, env=environment))
+        return cls(subprocess.Popen(command, stdin=pipe, stdout=pipe, bufsize=0, env=environment(gpu)))
 
     def run(self, request: Mapping[str, Any], stop: Callable[[], bool]) -> int:
         """Run one trial; its exit code, negative for a signal."""
@@ -263,9 +278,33 @@ def run_on_worker(request: dict[str, Any]) -> None:
         died = (
             f"died {RESTARTS + 1} times, last by {signal_name(-code)}" if code < 0 else f"exited with {code}"
         )
-        hint = " (out of memory?)" if -code == signal.SIGKILL else ""
-        error = f"the trial's process {died}{hint}; see {folder.path / 'output.txt'}"
-        record_failure(folder, error, [Evaluation(**one) for one in request["evaluations"]])
+        error = f"the trial's process {died}; see {folder.path / 'output.txt'}"
+        evaluations = [Evaluation(**one) for one in request["evaluations"]]
+        if -code == signal.SIGKILL and not request["replay"]:  # as the kernel does where memory is full
+            record_out_of_memory(folder, error, evaluations, request["alone"])
+        else:
+            record_failure(folder, error, evaluations)
+
+
+def record_out_of_memory(
+    folder: TrialFolder, error: str, evaluations: Sequence[Evaluation], alone: bool
+) -> None:
+    """Let a trial go on with more memory, in the sweep's next round; where there is no more it has failed.
+
+    It is first run `alone`, if it was not, then with activation checkpointing, which is no help to judging.
+    """
+    with contextlib.suppress(Busy), folder.lock():
+        state = folder.state()
+        trained = state.status == "done"
+        more: Memory = "checkpointing" if alone or state.memory else "alone"
+        if state.memory != "checkpointing" and not (trained and more == "checkpointing"):
+            folder.update(memory=more, status="done" if trained else "interrupted")
+            return
+    how = "alone" if folder.state().status == "done" else "alone and with run.checkpointing"
+    less = (
+        "it takes a GPU or machine with more, or a smaller model or optim.batch_size, which are other trials"
+    )
+    record_failure(folder, f"out of memory even {how} ({error}); {less}", evaluations)
 
 
 def record_failure(folder: TrialFolder, error: str, evaluations: Sequence[Evaluation] = ()) -> None:

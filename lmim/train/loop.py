@@ -31,6 +31,7 @@ from lmim.data import Dataset, open_dataset
 from lmim.data.augment import crop, normalise
 from lmim.data.reading import set_num_threads
 from lmim.data.splits import Subset
+from lmim.encoder import recompute
 from lmim.errors import UserError
 from lmim.evaluate import judge
 from lmim.evaluate.collapse import diagnostics
@@ -148,6 +149,8 @@ class Run:
         self.counted = 0
         self.mean, self.std = (torch.tensor(values, device=device) for values in (dataset.mean, dataset.std))
         self.probe = self._probe()
+        if config.run.checkpointing:
+            recompute(self.objective)
         forward = self.objective.forward
         self.forward = torch.compile(forward) if config.run.compile else forward
 
@@ -260,7 +263,7 @@ class Run:
 
     def took(self, seconds: float) -> tuple[float, float]:
         """The core-seconds and the GPU-seconds of so many seconds, by what the config asks for."""
-        run, gpus = self.config.run, self.config.run.gpus if self.device.type == "cuda" else 0.0
+        run, gpus = self.config.run, self.config.run.gpu_share if self.device.type == "cuda" else 0.0
         return seconds * run.processes * run.cpus, seconds * run.processes * gpus
 
     def save(self, path: Path) -> None:
@@ -393,7 +396,7 @@ def _train(
     """From the checkpoint to the end, or until a stop."""
     config, earlier, old = run.config, replace(run.progress), folder.state()
     folder.rewind(run.progress.step if resumed else -1)
-    before = folder.state() if resumed else State(rewinds=folder.state().rewinds)
+    before = folder.state() if resumed else State(rewinds=folder.state().rewinds, memory=old.memory)
     journal = Journal(folder, before, report)
     journal.set(
         status="running",

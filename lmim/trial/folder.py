@@ -38,6 +38,8 @@ Status = Literal["new", "running", "interrupted", "done", "failed"]
 Outcome = Literal["learned", "collapsed", "diverged", "pruned"]
 UNJUDGED = ("diverged", "pruned")
 """Outcomes that no protocol is asked about."""
+Memory = Literal["", "alone", "checkpointing"]
+"""What a trial that ran out of memory is given: a GPU, or the cores, to itself; then checkpointing too."""
 
 
 class Busy(UserError):
@@ -105,6 +107,7 @@ class State(BaseModel):
     device: str | None = None
     host: str | None = None
     pid: int | None = None
+    memory: Memory = ""
     rewinds: int = 0
     """How often the journal was cut back, or might have been; a reader that sees it change starts over."""
     metrics: dict[str, float] = Field(default_factory=dict)

@@ -112,6 +112,21 @@ def test_a_killed_trial_ends_with_bit_identical_weights(name: str, tmp_path: Pat
     assert series(whole) == series(killed)
 
 
+@pytest.mark.parametrize("name", CONFIGS)
+def test_checkpointing_changes_no_digit(name: str, tmp_path: Path) -> None:
+    """A trial that ran out of memory would go on as another trial than its arm's others."""
+    plain, less = tiny(name, optim__epochs=1), tiny(name, optim__epochs=1, run__checkpointing=True)
+    assert plain.identity == less.identity
+    folders = [TrialFolder(tmp_path / part, plain.identity) for part in ("plain", "less")]
+    for config, folder in zip((plain, less), folders, strict=True):
+        assert train(config, folder).status == "done"
+    first, second = map(weights, folders)
+    assert first.keys() == second.keys()
+    for key, tensor in first.items():
+        assert torch.equal(tensor, second[key]), key
+    assert series(folders[0]) == series(folders[1])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_processes_share_a_step_without_changing_it(name: str, tmp_path: Path) -> None:

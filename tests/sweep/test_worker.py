@@ -4,36 +4,43 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
 
 from lmim.config import Config
 from lmim.plan.ablation import load
 from lmim.sweep import worker
 from lmim.trial.evaluation import read_evaluations
-from lmim.trial.folder import TrialFolder
+from lmim.trial.folder import State, TrialFolder
 from lmim.trial.standing import standing
 from tests.sweep.running import REPOSITORY, TINY, write
 from tests.trial.builders import record
+from tests.trial.leavings import weights
 
 
-def fork_a_trial(tmp_path: Path, train: str) -> TrialFolder:
+def fork_a_trial(tmp_path: Path, train: str, alone: bool = False) -> TrialFolder:
     """Run one trial in the server of a worker, with a trainer of the test's own."""
+    config = Config.read({"data": {"version": "v1"}})
+    folder = TrialFolder(tmp_path / "trials", config.identity)
+    folder.create(config)
     (tmp_path / "sitecustomize.py").write_text(
         "import sys, types\n"
         "module = sys.modules['lmim.train.loop'] = types.ModuleType('lmim.train.loop')\n"
         "sys.modules['lmim.replay'] = types.ModuleType('lmim.replay')\n"  # it imports the trainer
         f"exec({train!r}, module.__dict__)\n"
     )
-    config = Config.read({"data": {"version": "v1"}})
-    folder = TrialFolder(tmp_path / "trials", config.identity)
-    folder.create(config)
-    code = (
-        "import sys, json; from lmim.sweep.worker import run_on_worker, _SERVERS\n"
-        "run_on_worker(json.loads(sys.argv[1]))\n"
-        "[server.close() for server in _SERVERS.values()]"
-    )
-    request = {
+    _on_worker(tmp_path, [_request(tmp_path, folder, alone)])
+    return folder
+
+
+def _request(tmp_path: Path, folder: TrialFolder, alone: bool, **run: object) -> dict[str, Any]:
+    """What the executor asks a worker for."""
+    return {
         "root": str(folder.root),
         "id": folder.id,
         "evaluations": [asdict(one) for one in read_evaluations(["nn", {"knn": {"k": 3}}])],
@@ -42,11 +49,26 @@ def fork_a_trial(tmp_path: Path, train: str) -> TrialFolder:
         "allowance": None,
         "halt": str(tmp_path / "halt"),
         "cwd": str(tmp_path),
+        "run": run,
         "share": {"CPU": 1.0, "GPU": 0.0},
+        "alone": alone,
     }
+
+
+def _on_worker(tmp_path: Path, requests: Sequence[Mapping[str, Any]]) -> list[State]:
+    """One after the other on a worker of their own, which finds modules in `tmp_path`; each one's state."""
+    code = (
+        "import sys, json; from pathlib import Path\n"
+        "from lmim.sweep.worker import run_on_worker, _SERVERS\n"
+        "for one in json.loads(sys.argv[1]):\n"
+        " run_on_worker(one)\n"
+        " print(json.dumps(json.loads(Path(one['root'], one['id'], 'state.json').read_text())), flush=True)\n"
+        "[server.close() for server in _SERVERS.values()]"
+    )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(REPOSITORY)])}
-    subprocess.run([sys.executable, "-c", code, json.dumps(request)], env=environment, check=True, timeout=60)
-    return folder
+    words = [sys.executable, "-c", code, json.dumps(requests)]
+    done = subprocess.run(words, env=environment, stdout=subprocess.PIPE, text=True, check=True, timeout=600)
+    return [State.model_validate_json(line) for line in done.stdout.splitlines()]
 
 
 def test_an_exception_in_a_trial_is_its_result(tmp_path: Path) -> None:
@@ -69,31 +91,105 @@ def test_a_retry_that_went_well_leaves_no_traceback(tmp_path: Path) -> None:
 
 
 def test_a_trial_that_is_killed_again_and_again_fails_with_the_cause(tmp_path: Path) -> None:
-    """Otherwise a trial that does not fit into memory is restarted for ever."""
+    """Otherwise a trial that does not fit into memory is restarted for ever, or fails for its neighbours."""
     count = tmp_path / "count"
-    state = fork_a_trial(
-        tmp_path,
-        f"import os\ndef train(*a, **k):\n open({str(count)!r}, 'a').write('x')\n os.kill(os.getpid(), 9)",
-    ).state()
+    kill = f"import os\ndef train(*a, **k):\n open({str(count)!r}, 'a').write('x')\n os.kill(os.getpid(), 9)"
+    state = fork_a_trial(tmp_path, kill).state()
+    assert (state.status, state.memory) == ("interrupted", "alone")
+    assert len(count.read_text()) == worker.RESTARTS + 1
+    state = fork_a_trial(tmp_path, kill, alone=True).state()
+    assert (state.status, state.memory) == ("interrupted", "checkpointing")
+    state = fork_a_trial(tmp_path, kill, alone=True).state()
     assert state.status == "failed"
     assert state.error is not None
     assert "SIGKILL" in state.error
-    assert len(count.read_text()) == worker.RESTARTS + 1
+
+
+LIMITED = """
+import resource
+from pathlib import Path
+from torch.nn.functional import mse_loss
+
+there = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (there + ROOM * 2**20, -1))
+
+
+def loss(prediction, target):
+    return mse_loss(prediction, target)
+"""
+"""The loss of a trial whose process may take so many MiB more than it has when the model is built."""
+DEEP = {
+    **{"encoder.depth": 24, "encoder.width": 32, "mask.ratio": 0.25, "projector.depth": 0},
+    **{"optim.batch_size": 600, "data.train_images": 600, "optim.epochs": 1, "run.device": "cpu"},
+}
+"""Half a gigabyte of activations, almost all of them within blocks."""
+
+
+@pytest.mark.timeout(900)
+def test_a_trial_out_of_memory_is_given_more_before_it_fails(tmp_path: Path) -> None:
+    """Otherwise one large arm is lost to its neighbours on a GPU, or comes back as another trial."""
+    for name, room in (("enough", 350), ("less", 100)):
+        (tmp_path / f"{name}.py").write_text(LIMITED.replace("ROOM", str(room)))
+    sets = [*TINY, *(f"{key}={value}" for key, value in DEEP.items())]
+    file = write(tmp_path, arms='[mse, "enough.py:loss", "less.py:loss"]', seeds="[0]")
+    plain, enough, less = (
+        TrialFolder(tmp_path / "trials", trial.id) for trial in load(file, sets=sets).trials
+    )
+    for folder, trial in zip((plain, enough, less), load(file, sets=sets).trials, strict=True):
+        folder.create(trial.config)
+    requests = [_request(tmp_path, plain, False)]
+    for folder in (enough, less):
+        requests += [_request(tmp_path, folder, alone) for alone in (False, True)]
+        requests += [_request(tmp_path, folder, True, checkpointing=True)]
+    states = [(state.status, state.memory) for state in _on_worker(tmp_path, requests)]
+    more = [("interrupted", "alone"), ("interrupted", "checkpointing")]
+    ends = ("done", ""), ("done", "checkpointing"), ("failed", "checkpointing")
+    assert states == [ends[0], *more, ends[1], *more, ends[2]]
+    error = less.state().error or ""
+    assert error.startswith("out of memory even alone and with run.checkpointing (RuntimeError: ")
+    assert "can't allocate memory" in error
+    assert "\n" not in error
+    first, second = weights(plain), weights(enough)
+    assert first.keys() == second.keys()
+    for key, tensor in first.items():
+        assert torch.equal(tensor, second[key]), key
+
+
+def test_judging_out_of_memory_is_tried_again_alone(tmp_path: Path) -> None:
+    """Otherwise a protocol that a neighbour left no memory has failed for good, or takes others with it."""
+    (trial,) = load(write(tmp_path, arms="[mse]", seeds="[0]"), sets=[*TINY, "optim.epochs=1"]).trials
+    (tmp_path / "hungry.py").write_text(
+        "METRICS = {'fed': {'label': 'fed', 'better': 'higher'}}\n"
+        "def hungry(frozen):\n    raise MemoryError('no room')\n"
+    )
+    source = {"hungry.py": (tmp_path / "hungry.py").read_text()}
+    evaluations = read_evaluations(["hungry.py:hungry", "nn"], source)
+    folder = TrialFolder(tmp_path / "trials", trial.id)
+    folder.create(trial.config)
+    worker.run_here(trial.config, folder, evaluations, lambda: False, alone=False)
+    assert (folder.state().status, folder.state().memory) == ("done", "alone")
+    assert [one.protocol for one in folder.results()] == ["nn"]
+    worker.run_here(trial.config, folder, evaluations, lambda: False, alone=True)
+    errors = {one.protocol: one.error for one in folder.results()}
+    assert errors["nn"] == ""
+    assert "out of memory even alone (MemoryError: hungry.py:hungry: " in errors["hungry.py:hungry"]
 
 
 def test_a_trial_that_is_killed_while_judged_has_failed_to_be_judged(tmp_path: Path) -> None:
     """Otherwise a protocol that does not fit into memory is tried for ever, or costs the training."""
     folder = fork_a_trial(
         tmp_path,
-        "import os\ndef train(config, folder, evaluations, stop):\n"
+        "import os\ndef train(config, folder, evaluations, stop, ending):\n"
         " assert [(e.name, e.changed) for e in evaluations] == [('nn', {}), ('knn', {'k': 3})]\n"
         " folder.update(status='done')\n os.kill(os.getpid(), 9)",
+        alone=True,
     )
     evaluations = read_evaluations(["nn", {"knn": {"k": 3}}])
     stands = standing(folder, evaluations, "v1")
     assert stands.status == "failed"
     assert stands.error is not None
-    assert stands.error.startswith("nn: the trial's process died 4 times, last by SIGKILL (out of memory?)")
+    said = "nn: out of memory even alone (the trial's process died 4 times, last by SIGKILL; see "
+    assert stands.error.startswith(said)
     assert folder.state().status == "done"
     folder.forget_failures()
     assert standing(folder, evaluations, "v1").status == "trained"

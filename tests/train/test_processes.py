@@ -328,7 +328,9 @@ def test_a_worker_restarts_a_trial_that_lost_a_process(tmp_path: Path) -> None:
         "allowance": None,
         "halt": str(tmp_path / "halt"),
         "cwd": str(tmp_path),
+        "run": {},
         "share": Resources(cpus=4, gpus=0).share(config),
+        "alone": False,
     }
     code = (
         "import sys, json; from lmim.sweep.worker import run_on_worker, _SERVERS\n"
