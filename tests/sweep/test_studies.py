@@ -91,12 +91,14 @@ def check_equal(tmp_path: Path, kills: int, *more: str) -> None:
     assert "nothing is missing" in run(arguments(files["killed"], "--serial"))
 
 
+@pytest.mark.timeout(900)
 def test_a_search_that_was_killed_goes_on_as_if_it_never_had_been(tmp_path: Path) -> None:
     """Else a restart repeats or loses suggestions, and the winner hangs on when the machine went down."""
     check_equal(tmp_path, 3, "--serial")
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_a_search_on_ray_that_was_killed_ten_times_ends_in_the_table_of_a_serial_one(tmp_path: Path) -> None:
     """Else what is found hangs on who ran it."""
     check_equal(tmp_path, 10)
