@@ -11,15 +11,21 @@ import contextlib
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
+
+from rich.console import Console
 
 from lmim.config import Config
 from lmim.errors import UserError, count, nearest
 from lmim.plan import cost
 from lmim.plan.ablation import Trial
+from lmim.sweep.allowance import Allowance, Share, taken
+from lmim.sweep.executors import Job
+from lmim.sweep.screen import duration
+from lmim.sweep.standing import Plan, cost_of
 from lmim.trial.folder import TrialFolder
 
 SECONDS = {"s": 1, "min": 60, "h": 3600, "d": 86400, "coreh": 3600, "gpuh": 3600}
@@ -72,66 +78,6 @@ def read_budget(text: str) -> Budget:
         return Budget(text, float(amount) * SECONDS[unit], kind)
     near = f"; did you mean {amount}{bare}?" if bare in SECONDS else nearest(bare, SECONDS)
     raise argparse.ArgumentTypeError(f"{expected}, found {text!r}" + (near if whole else ""))
-
-
-# ------------------------------------------------------------------------------------------- a round
-
-
-@dataclass(frozen=True)
-class Share:
-    """One trial's part of a round: what it had taken before, what it is estimated to take, in seconds."""
-
-    before: float
-    needs: float
-    rate: float
-    """What a second of it takes of the budget."""
-
-
-@dataclass(frozen=True)
-class Allowance:
-    """What a round may take: it travels to the workers, who ask it before a trial starts."""
-
-    shares: Mapping[str, Share]
-    until: float | None = None
-    """Of a budget of the clock: when it ends, in Unix seconds."""
-    left: float | None = None
-    """Of one of cores or GPUs: what the round began with, in seconds."""
-
-    @classmethod
-    def read(cls, given: Mapping[str, Any]) -> "Allowance":
-        """What `dataclasses.asdict` made of it."""
-        return cls(**dict(given) | {"shares": {key: Share(**one) for key, one in given["shares"].items()}})
-
-    def allows(self, folder: TrialFolder) -> bool:
-        """Whether a trial would end in time if it started now. What is refused once is refused later too.
-
-        So the trials that have started count with what they were estimated to take, or more.
-        """
-        own = self.shares[folder.id]
-        if self.until is not None:
-            return time.time() + own.needs <= self.until
-        used = {one: self._used(folder.root, one) for one in self.shares}
-        begun = {one for one, seconds in used.items() if seconds > 0} | {folder.id}
-        taken = [max(used[one], self.shares[one].needs) * self.shares[one].rate for one in begun]
-        return self.left is None or sum(taken) <= self.left
-
-    def spent(self, root: Path) -> float:
-        """What the round has taken, in seconds; of the clock, nothing is told by the trials."""
-        return sum(self._used(root, one) * share.rate for one, share in self.shares.items())
-
-    def over(self, root: Path) -> bool:
-        """Whether there is nothing left."""
-        if self.until is not None:
-            return time.time() >= self.until
-        return self.left is not None and self.spent(root) >= self.left
-
-    def _used(self, root: Path, trial: str) -> float:
-        return max(0.0, taken(TrialFolder(root, trial)) - self.shares[trial].before)
-
-
-def taken(folder: TrialFolder) -> float:
-    """The seconds of a trial so far, its judging included."""
-    return folder.state().seconds + sum(result.seconds for result in folder.results())
 
 
 @dataclass
@@ -210,7 +156,33 @@ def listed(trials: Sequence[Trial]) -> str:
     return f"{count(len(trials), 'trial')}: {some}".removesuffix(": ")
 
 
-def check_kind(budget: Budget, machine: cost.Machine, trials: Sequence[Trial], address: str | None) -> None:
+def check_first(plan: Plan, address: str | None, purse: Purse, todo: Sequence[str], console: Console) -> None:
+    """Whether the first round can be paid.
+
+    Raises:
+        UserError: it cannot, or the trials take none of what the budget is of.
+    """
+    budget = purse.budget
+    # before a search has suggested anything, its rows are priced as they stand
+    trials = [job.trial for job in plan.missing(todo)] or plan.where(*todo)
+    _check_kind(budget, purse.machine, trials, address)
+    if not trials:
+        return
+    first = rounds(trials, plan.sweep.seeds)[0]
+    found = cost_of(plan, plan.root.parent, purse.machine, first)
+    if found is None:
+        line = f"--budget {budget.text}: what trials cost is unknown; the first round measures it"
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    elif not purse.fits(found):
+        each = "one trial of each arm" if len(first) == len(plan.sweep.arms) else f"the next {listed(first)}"
+        unit = {"wall": "", "core": " of cores", "gpu": " of GPUs"}[budget.kind]
+        raise UserError(
+            f"--budget {budget.text}: {each} takes about {duration(budget.of(found))}{unit}; give more or "
+            "choose arms with --only"
+        )
+
+
+def _check_kind(budget: Budget, machine: cost.Machine, trials: Sequence[Trial], address: str | None) -> None:
     """Whether the trials take any of what the budget is of.
 
     Raises:
@@ -223,3 +195,30 @@ def check_kind(budget: Budget, machine: cost.Machine, trials: Sequence[Trial], a
         )
     if budget.kind == "gpu" and trials and not any(budget.rate(t.config, machine) for t in trials):
         raise UserError(f"--budget {budget.text}: no trial runs on a GPU; give it in coreh or h")
+
+
+def reach(plan: Plan, purse: Purse, todo: Sequence[str]) -> str:
+    """Which trials a budget reaches, by the estimate."""
+    fit: list[Trial] = []
+    left, missing = purse.left(), [job.trial for job in plan.missing(todo)]
+    for some in rounds(missing, plan.sweep.seeds):
+        found = cost_of(plan, plan.root.parent, purse.machine, some)
+        if found is None:
+            return f"--budget {purse.budget.text}: what trials cost is unknown; the first round measures it"
+        if purse.budget.of(found) > left:
+            break
+        left -= purse.budget.of(found) - (found.around if purse.budget.kind == "wall" else 0.0)
+        fit += some
+    return f"--budget {purse.budget.text}: reaches {listed(fit)} of {len(missing)} that are missing"
+
+
+def payable(plan: Plan, jobs: Sequence[Job], purse: Purse) -> list[Job]:
+    """Of the jobs those of one seed, each with its allowance, if they can be paid."""
+    if not jobs:
+        return []
+    trials = rounds([job.trial for job in jobs], plan.sweep.seeds)[0]
+    found = cost_of(plan, plan.root.parent, purse.machine, trials)
+    if not purse.fits(found):
+        return []
+    allowance = purse.allowance(trials, found, plan.root)
+    return [replace(job, allowance=allowance) for job in jobs if job.trial in trials]

@@ -19,7 +19,6 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -30,10 +29,10 @@ from lmim import pages
 from lmim.command import Parser, exit_code, out_folder
 from lmim.errors import UserError, count, fail
 from lmim.plan import ablation, cost, record, tokenizers
-from lmim.sweep import sequential, studies
-from lmim.sweep.budget import Purse, check_kind, listed, read_budget, rounds
+from lmim.sweep import budget, sequential, studies
+from lmim.sweep.budget import Purse, listed, read_budget
 from lmim.sweep.executors import Job, Stop, local_resources, on_ray, serial
-from lmim.sweep.screen import cost_line, duration, saving, show_plan, summary, watch
+from lmim.sweep.screen import cost_line, saving, show_plan, summary, watch
 from lmim.sweep.standing import Plan, cost_of, machine_of
 from lmim.sweep.worker import RESTARTS, record_failure
 from lmim.trial.ending import goes_on
@@ -182,7 +181,7 @@ def command(args: argparse.Namespace, words: Sequence[str]) -> int:
     out.mkdir(parents=True, exist_ok=True)
     uri = args.tracking_uri or default_uri(out)
     if purse:
-        _check_budget(plan, args.address, purse, todo, console)
+        budget.check_first(plan, args.address, purse, todo, console)
     stop = Stop(out / f".stop-{os.getpid()}-{secrets.token_hex(4)}")
     if plan.missing(todo) or plan.stale() or any(search.left for search in plan.searches()):
         plan = bring_up_to_date(plan, args, uri, todo, stop, console, purse)
@@ -231,49 +230,6 @@ def _left_out(plan: Plan) -> list[ablation.Trial]:
     return [trial for trial in plan.where(*MISSING) if not trial.provisional]
 
 
-def _check_budget(
-    plan: Plan, address: str | None, purse: Purse, todo: Sequence[str], console: Console
-) -> None:
-    """Whether the first round can be paid.
-
-    Raises:
-        UserError: it cannot, or the trials take none of what the budget is of.
-    """
-    budget = purse.budget
-    # before a search has suggested anything, its rows are priced as they stand
-    trials = [job.trial for job in plan.missing(todo)] or plan.where(*todo)
-    check_kind(budget, purse.machine, trials, address)
-    if not trials:
-        return
-    first = rounds(trials, plan.sweep.seeds)[0]
-    found = cost_of(plan, plan.root.parent, purse.machine, first)
-    if found is None:
-        line = f"--budget {budget.text}: what trials cost is unknown; the first round measures it"
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-    elif not purse.fits(found):
-        each = "one trial of each arm" if len(first) == len(plan.sweep.arms) else f"the next {listed(first)}"
-        unit = {"wall": "", "core": " of cores", "gpu": " of GPUs"}[budget.kind]
-        raise UserError(
-            f"--budget {budget.text}: {each} takes about {duration(budget.of(found))}{unit}; give more or "
-            "choose arms with --only"
-        )
-
-
-def _fitting(plan: Plan, purse: Purse, todo: Sequence[str]) -> str:
-    """Which trials a budget reaches, by the estimate."""
-    fit: list[ablation.Trial] = []
-    left, missing = purse.left(), [job.trial for job in plan.missing(todo)]
-    for some in rounds(missing, plan.sweep.seeds):
-        found = cost_of(plan, plan.root.parent, purse.machine, some)
-        if found is None:
-            return f"--budget {purse.budget.text}: what trials cost is unknown; the first round measures it"
-        if purse.budget.of(found) > left:
-            break
-        left -= purse.budget.of(found) - (found.around if purse.budget.kind == "wall" else 0.0)
-        fit += some
-    return f"--budget {purse.budget.text}: reaches {listed(fit)} of {len(missing)} that are missing"
-
-
 def _show(
     plan: Plan,
     args: argparse.Namespace,
@@ -288,7 +244,7 @@ def _show(
     else:
         show_plan(plan, plan.root.parent, console, machine)
         if purse:
-            console.print(_fitting(plan, purse, todo), markup=False, highlight=False, soft_wrap=True)
+            console.print(budget.reach(plan, purse, todo), markup=False, highlight=False, soft_wrap=True)
         if args.until_decided:
             most = sequential.at_most(plan, args.max_seeds)
             console.print(f"more seeds follow where a claim stays open: at most {most} trials in all")
@@ -362,7 +318,9 @@ def bring_up_to_date(
         with cluster as execute, ThreadPoolExecutor(1) as pool:
             while not stop.wanted():
                 plan = _suggest(plan)
-                jobs = _payable(plan, plan.missing(todo), purse)
+                jobs = plan.missing(todo)
+                if purse:
+                    jobs = budget.payable(plan, jobs, purse)
                 _prepare([job for job in jobs if job.trial.id not in prepared], plan)
                 prepared = frozenset()
                 if not jobs:
@@ -402,18 +360,6 @@ def _grown(plan: Plan, args: argparse.Namespace, todo: Sequence[str], console: C
         if plan is before:
             break
     return plan
-
-
-def _payable(plan: Plan, jobs: list[Job], purse: Purse | None) -> list[Job]:
-    """The jobs to run next: with a budget those of one seed, if they can be paid, each with its allowance."""
-    if not purse or not jobs:
-        return jobs
-    trials = rounds([job.trial for job in jobs], plan.sweep.seeds)[0]
-    found = cost_of(plan, plan.root.parent, purse.machine, trials)
-    if not purse.fits(found):
-        return []
-    allowance = purse.allowance(trials, found, plan.root)
-    return [replace(job, allowance=allowance) for job in jobs if job.trial in trials]
 
 
 def _suggest(plan: Plan) -> Plan:

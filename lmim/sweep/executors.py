@@ -24,7 +24,7 @@ from lmim.config import Config, merge
 from lmim.errors import UserError, brief
 from lmim.plan import ablation
 from lmim.sweep import packing
-from lmim.sweep.budget import Allowance
+from lmim.sweep.allowance import Allowance
 from lmim.sweep.worker import (
     RESTARTS,
     environment,

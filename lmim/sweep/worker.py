@@ -24,7 +24,7 @@ from typing import Any, BinaryIO, NoReturn
 from lmim import variants
 from lmim.config import Config, merge
 from lmim.errors import cause, out_of_memory
-from lmim.sweep.budget import Allowance
+from lmim.sweep.allowance import Allowance
 from lmim.trial.code import code_digest, code_version, libraries
 from lmim.trial.ending import Ending, goes_on
 from lmim.trial.evaluation import Evaluation, Result, write_result

@@ -12,7 +12,8 @@ import pytest
 from lmim.plan import cost
 from lmim.plan.ablation import Trial, load
 from lmim.sweep import command, worker
-from lmim.sweep.budget import Allowance, Budget, Purse, Share, read_budget, rounds
+from lmim.sweep.allowance import Allowance, Share
+from lmim.sweep.budget import Budget, Purse, payable, read_budget, rounds
 from lmim.sweep.standing import Plan, machine_of
 from lmim.trial.folder import TrialFolder
 from tests.sweep.running import TINY, arguments, folders, reported, run, write
@@ -120,7 +121,7 @@ def test_each_round_must_fit_into_what_is_left(tmp_path: Path) -> None:
     purse = Purse(Budget("5coreh", 5 * HOUR, "core"), machine)
     plan = Plan.read(sweep, root)
     todo = command.MISSING
-    jobs = command._payable(plan, plan.missing(todo), purse)
+    jobs = payable(plan, plan.missing(todo), purse)
     assert [(job.trial.arm, job.trial.seed) for job in jobs] == [("mse", 0), ("cosine", 0)]
     allowance = jobs[0].allowance
     assert allowance
@@ -133,7 +134,7 @@ def test_each_round_must_fit_into_what_is_left(tmp_path: Path) -> None:
     assert purse.left() == HOUR
     plan = Plan.read(sweep, root)
     assert plan.missing(todo)
-    assert command._payable(plan, plan.missing(todo), purse) == []
+    assert payable(plan, plan.missing(todo), purse) == []
     assert purse.told() == "4 core-hours of 5coreh"
 
 
