@@ -59,7 +59,8 @@ def _command(words: Sequence[str]) -> int:
         raise UserError(f"--arm {arguments.arm}: expected an arm of {sweep.path} ({some}){near}")
     if trial.provisional:
         raise UserError(
-            f"--arm {trial.arm}: stands on the winner of an earlier stage, which python -m lmim.sweep finds"
+            f"--arm {trial.arm}: stands on the winner of an earlier stage, or of its own search, which "
+            "python -m lmim.sweep finds, and trains then"
         )
     choose_device(trial.config)
     sweep.check_data([trial])
