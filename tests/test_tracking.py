@@ -568,6 +568,7 @@ def test_a_sweep_becomes_a_plan(tmp_path: Path) -> None:
     plan = Record.of(sweep).model_dump(mode="json")
     assert plan.pop("trials") == [
         {"id": t.id, "arm": t.arm, "seed": t.seed, "data_version": t.config.data.version}
+        | {"suggestion": None, "ending": None}
         for t in sweep.planned
     ]
     assert all(t.config.data.version for t in sweep.planned)
@@ -595,6 +596,9 @@ def test_a_sweep_becomes_a_plan(tmp_path: Path) -> None:
         "seeds": [0, 1],
         "claims": ["mse > cosine"],
         "ending": None,
+        "selecting": [],
+        "searches": [],
+        "sequential": False,
         "arms": [
             {"name": name, "axes": axes, "baseline": not axes, "provisional": False}
             for name, axes in (

@@ -518,4 +518,4 @@ def test_a_ladder_without_a_winner_says_so(tmp_path: Path, capsys: pytest.Captur
             folder.create(trial.config)
             folder.update(status="done", outcome="diverged", code=code_digest())
     assert command.main(arguments(file)) == 1
-    assert "wait for the winner of an earlier one" in capsys.readouterr().out
+    assert "the winner of a stage or of a search waits for it" in capsys.readouterr().out
