@@ -86,8 +86,8 @@ def comparison(results: Results, rows: Sequence[Row]) -> Figure:
         for tick, row in zip(panels[0].get_yticklabels(), rows, strict=True):
             tick.set(color=GREY if row.baseline else "#111111", style="italic" if row.baseline else "normal")
         note = "Diamond: mean on its 95 % t-interval; small points: seeds; grey: baselines"
-        figure.supxlabel(note_of(results, note, figure), x=0.012, ha="left", **SMALL)
-        titled(figure, results)
+        figure.supxlabel(_note(results, note, figure), x=0.012, ha="left", **SMALL)
+        _title(figure, results)
         return figure
 
 
@@ -188,17 +188,22 @@ def training(results: Results, rows: Sequence[Row], curves: Curves) -> Figure:
         if not keys:
             panels[0].text(0.5, 0.5, "no curves in MLflow", **SMALL, ha="center", va="center")
             panels[0].set_axis_off()
-        names = [row.arm for row in shown]
-        handles = [Line2D([], [], linewidth=2, **looks[name]) for name in names]
-        longest = max(map(len, names), default=1)
-        columns = max(1, min(len(names), int(width * 12 / (longest + 7))))
-        figure.set_figheight(3.5 + 0.2 * math.ceil(len(names) / columns))
-        note = note_of(results, "Thick: mean over seeds, up to where the shortest ends; thin: seeds", figure)
-        look: Any = {"title": note, "title_fontproperties": {"size": 7.5}, "alignment": "left"}
-        look |= {"frameon": False, "handlelength": 2.6, "loc": "outside lower left"}
-        figure.legend(handles, list(map(plain, names)), ncols=columns, **look).get_title().set_color(GREY)
-        titled(figure, results)
+        note = "Thick: mean over seeds, up to where the shortest ends; thin: seeds"
+        explained(figure, results, {row.arm: looks[row.arm] for row in shown}, note)
         return figure
+
+
+def explained(figure: Figure, results: Results, looks: Mapping[str, Mapping[str, Any]], note: str) -> None:
+    """Put the question over a figure and, below it, what its lines are and what it shows."""
+    names, width = list(looks), figure.get_figwidth()
+    handles = [Line2D([], [], linewidth=2, **look) for look in looks.values()]
+    longest = max(map(len, names), default=1)
+    columns = max(1, min(len(names), int(width * 12 / (longest + 7))))
+    figure.set_figheight(3.5 + 0.2 * math.ceil(len(names) / columns))
+    look: Any = {"title": _note(results, note, figure), "title_fontproperties": {"size": 7.5}}
+    look |= {"alignment": "left", "frameon": False, "handlelength": 2.6, "loc": "outside lower left"}
+    figure.legend(handles, list(map(plain, names)), ncols=columns, **look).get_title().set_color(GREY)
+    _title(figure, results)
 
 
 def _lines(axes: Axes, lines: Sequence[Mapping[int, float]], look: Mapping[str, Any]) -> None:
@@ -218,13 +223,12 @@ def _scale(axes: Axes, values: Sequence[float]) -> None:
         axes.set_ylim(bottom=0)
 
 
-def titled(figure: Figure, results: Results) -> None:
-    """Put the question over a figure."""
+def _title(figure: Figure, results: Results) -> None:
     question = textwrap.fill(results.question, int(figure.get_figwidth() * 9.5))
     figure.suptitle(plain(question), x=0.012, ha="left", fontsize=12, weight="bold")
 
 
-def note_of(results: Results, text: str, figure: Figure) -> str:
+def _note(results: Results, text: str, figure: Figure) -> str:
     """What a figure shows, in lines that it has room for; it grows by those after the first."""
     whole = f"{results.name}, scale {results.setting}. {text}."
     lines = textwrap.wrap(whole, int(figure.get_figwidth() * 17))

@@ -13,11 +13,11 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-from lmim.analysis.figures import STYLE, note_of, plain, styles, titled
+from lmim.analysis.figures import STYLE, explained, plain, styles
 from lmim.analysis.results import Results
+from lmim.analysis.searches import tuned_keys
 from lmim.analysis.table import Row
 from lmim.plan.record import RecordedSearch
 from lmim.plan.search import distribution
@@ -30,9 +30,10 @@ def search(results: Results, rows: Sequence[Row]) -> Figure:
     """The budget curve of each arm, and every suggestion over each key."""
     with mpl.rc_context(STYLE):
         searches = results.searches
-        keys = list(dict.fromkeys(key for one in searches for key in one.ranges))
-        width = 3.3 * (1 + len(keys)) + 0.4
-        figure = Figure(figsize=(width, 3.9), layout=ConstrainedLayoutEngine(w_pad=0.08))
+        keys = tuned_keys(results)
+        figure = Figure(
+            figsize=(3.3 * (1 + len(keys)) + 0.4, 3.9), layout=ConstrainedLayoutEngine(w_pad=0.08)
+        )
         FigureCanvasAgg(figure)
         budget, *slices = figure.subplots(1, 1 + len(keys), squeeze=False, sharey=True)[0]
         looks = styles(rows)
@@ -48,18 +49,12 @@ def search(results: Results, rows: Sequence[Row]) -> Figure:
             for one in searches:
                 if key in one.ranges:
                     _slice(axes, one, key, looks[one.arm])
-        handles = [Line2D([], [], linewidth=2, **looks[one.arm]) for one in searches]
-        names = [_named(one.arm, weights[one.arm]) for one in searches]
-        longest = max(map(len, names), default=1)
-        columns = max(1, min(len(names), int(width * 12 / (longest + 7))))
-        figure.set_figheight(3.5 + 0.2 * math.ceil(len(names) / columns))
         text = "Small points: suggestions, judged on validation data; stars: the best of each arm"
         if any(weights.values()):
             text += "; in brackets: how much each key matters (fANOVA)"
-        look: Any = {"title": note_of(results, text, figure), "title_fontproperties": {"size": 7.5}}
-        look |= {"alignment": "left", "frameon": False, "handlelength": 2.6, "loc": "outside lower left"}
-        figure.legend(handles, list(map(plain, names)), ncols=columns, **look)
-        titled(figure, results)
+        explained(
+            figure, results, {_named(one.arm, weights[one.arm]): looks[one.arm] for one in searches}, text
+        )
         return figure
 
 

@@ -11,9 +11,14 @@ from lmim.plan.search import short
 NONE = "-"
 
 
+def tuned_keys(results: Results) -> list[str]:
+    """The keys that some arm was tuned in."""
+    return list(dict.fromkeys(key for search in results.searches for key in search.ranges))
+
+
 def lines(results: Results) -> list[list[str]]:
     """Head and a row for each arm that was tuned: its suggestions, the best of them, what they cost."""
-    keys = list(dict.fromkeys(key for search in results.searches for key in search.ranges))
+    keys = tuned_keys(results)
     metric = results.label(results.searches[0].metric)
     head = ["arm", "suggestions", f"best {metric}", "the recipe's own", *keys, "core-hours"]
     return [head, *(_line(results, search, keys) for search in results.searches)]
@@ -56,7 +61,7 @@ def note(results: Results) -> str:
 
 def to_csv(results: Results) -> str:
     """Every suggestion: a line with its values, and what it came to."""
-    keys = list(dict.fromkeys(key for search in results.searches for key in search.ranges))
+    keys = tuned_keys(results)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     metric = results.searches[0].metric if results.searches else "value"
