@@ -336,7 +336,8 @@ class _Builder:
         """What a suggestion is tried with, and what came of it."""
         try:
             built = self.build(cell, study.settings(made[number].params), study.search.seeds)
-            ending = Ending(collapse=self.spec.file.end_collapsed, prune=study.prune(made[:number]))
+            prune = study.prune(made[:number])
+            ending = Ending(collapse=self.spec.file.end_collapsed, prune=prune) if prune else None
             trials = [replace(trial, suggestion=number, ending=ending) for trial in built]
         except UserError:  # values that do not go together
             trials = []

@@ -437,12 +437,10 @@ def _train(
         nonlocal ended
         if not ending:
             return False
-        rows, _ = folder.rows()
-        seen = any(VAL_NN in row.metrics for row in rows if row.step == run.progress.step)
-        if ending.looks_at(run.progress.step / run.per_epoch) and not seen:  # else it goes on from this step
-            note(run.nearest("val") | {"train/epoch": run.progress.step / run.per_epoch})
-            rows, _ = folder.rows()
-        found = ending.verdict(rows)
+        epoch = run.progress.step / run.per_epoch
+        if ending.looks_at(epoch) and epoch not in folder.looks():  # else it goes on from this look
+            note(run.nearest("val") | {"train/epoch": epoch})
+        found = ending.verdict(folder.rows()[0])
         same = found.startswith(PRUNED) or (found and _outcome(run, "ended")[0] == "collapsed")
         ended = found if same else ""
         return bool(ended)
