@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import TypeAdapter
+from pydantic.fields import FieldInfo
 
 from lmim import config, variants
 from lmim.config import ALWAYS, KINDS, Config
@@ -126,20 +127,22 @@ def sweep_keys() -> list[Key]:
     found: dict[str, Key] = {}
     for design in designs.names():
         for name, about in designs.find(design).Keys.model_fields.items():
-            default = None if about.is_required() else about.get_default(call_default_factory=True)
-            key = found.setdefault(name, Key(name, about.description or "", _schema(about), default))
+            key = found.setdefault(name, _key(name, about))
             if name not in SweepFile.model_fields:
                 key.read_by.append(design)
     found["tune"].schema = {"type": "object"}
-    tuned = {f"tune.{name}": about for name, about in Tune.model_fields.items()}
-    for name, about in tuned.items():
-        default = None if about.is_required() else about.get_default(call_default_factory=True)
-        found[name] = Key(name, about.description or "", _schema(about), default)
+    found |= {f"tune.{name}": _key(f"tune.{name}", about) for name, about in Tune.model_fields.items()}
     found["design"].schema = {"enum": designs.names()}
     found["end_collapsed"].schema = {"anyOf": [Collapse.model_json_schema(), {"type": "boolean"}]}
     found["baselines"].schema["items"] = {"enum": [*BASELINES]}
     found["name"].schema["pattern"] = found["name"].schema["pattern"].replace(r"\z", "$")
     return list(found.values())
+
+
+def _key(name: str, about: FieldInfo) -> Key:
+    """A key of a sweep file, as its field says."""
+    default = None if about.is_required() else about.get_default(call_default_factory=True)
+    return Key(name, about.description or "", _schema(about), default)
 
 
 def _variant(section: str, ref: str) -> variants.Variant:
