@@ -23,7 +23,7 @@ from rich.text import Text
 
 from lmim.analysis import claims, publish, results, searches, table
 from lmim.command import Parser, exit_code, out_folder
-from lmim.errors import count
+from lmim.errors import count, listed
 from lmim.files import write_atomic
 from lmim.tracking import default_uri
 
@@ -269,12 +269,10 @@ def show(report: Report, console: Console) -> None:
 
 
 def _show_excluded(report: Report, console: Console) -> None:
-    missing: dict[str, list[str]] = {}
+    missing = [trial for trial in report.found.excluded if trial.reason == results.NO_RUN]
     older = [trial for trial in report.found.excluded if trial.reason == results.OLD_PLAN]
     for trial in report.found.excluded:
-        if trial.reason == results.NO_RUN:
-            missing.setdefault(trial.arm, []).append(str(trial.seed))
-        elif trial not in older:
+        if trial.reason not in (results.NO_RUN, results.OLD_PLAN):
             _say(console, "excluded", f"{trial.id} {trial.arm} seed {trial.seed}: {trial.reason}")
     if any(trial.odd for trial in report.found.excluded):
         again = report.path.parent.parent / "trials" / "<trial>"
@@ -283,9 +281,7 @@ def _show_excluded(report: Report, console: Console) -> None:
         number = count(len(older), "trial")
         _say(console, "left out", f"{number} of other settings, not in the newest plan")
     if missing:
-        number = count(sum(map(len, missing.values())), "trial")
-        arms = [f"{arm} (seed {', '.join(seeds)})" for arm, seeds in missing.items()]
-        _say(console, "not run", f"{number}: {', '.join(arms[:10])}{', ...' if arms[10:] else ''}")
+        _say(console, "not run", listed(missing))
 
 
 def _say(console: Console, label: str, text: str, style: str = "") -> None:

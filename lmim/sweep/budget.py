@@ -19,12 +19,12 @@ from typing import Literal
 from rich.console import Console
 
 from lmim.config import Config
-from lmim.errors import UserError, count, nearest
+from lmim.errors import UserError, listed, nearest
 from lmim.plan import cost
 from lmim.plan.ablation import Trial
 from lmim.sweep.allowance import Allowance, Share, taken
 from lmim.sweep.executors import Job
-from lmim.sweep.screen import duration
+from lmim.sweep.screen import duration, say
 from lmim.sweep.standing import Plan, cost_of
 from lmim.trial.folder import TrialFolder
 
@@ -146,16 +146,6 @@ def rounds(trials: Sequence[Trial], seeds: Sequence[int]) -> list[list[Trial]]:
     return [some for seed in order if (some := [trial for trial in trials if trial.seed == seed])]
 
 
-def listed(trials: Sequence[Trial]) -> str:
-    """Trials for people: `4 trials: mse (seed 1, 2), cosine (seed 1, 2)`."""
-    arms: dict[str, list[str]] = {}
-    for trial in trials:
-        arms.setdefault(trial.arm, []).append(str(trial.seed))
-    named = [f"{arm} (seed {', '.join(seeds)})" for arm, seeds in arms.items()]
-    some = ", ".join(named[:10]) + (", ..." if named[10:] else "")
-    return f"{count(len(trials), 'trial')}: {some}".removesuffix(": ")
-
-
 def check_first(plan: Plan, address: str | None, purse: Purse, todo: Sequence[str], console: Console) -> None:
     """Whether the first round can be paid.
 
@@ -172,7 +162,7 @@ def check_first(plan: Plan, address: str | None, purse: Purse, todo: Sequence[st
     found = cost_of(plan, plan.root.parent, purse.machine, first)
     if found is None:
         line = f"--budget {budget.text}: what trials cost is unknown; the first round measures it"
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(console, line)
     elif not purse.fits(found):
         each = "one trial of each arm" if len(first) == len(plan.sweep.arms) else f"the next {listed(first)}"
         unit = {"wall": "", "core": " of cores", "gpu": " of GPUs"}[budget.kind]

@@ -27,12 +27,12 @@ from rich.console import Console
 
 from lmim import pages
 from lmim.command import Parser, exit_code, out_folder
-from lmim.errors import UserError, count, fail
+from lmim.errors import UserError, count, fail, listed
 from lmim.plan import ablation, cost, record, tokenizers
 from lmim.sweep import budget, sequential, studies
-from lmim.sweep.budget import Purse, listed, read_budget
+from lmim.sweep.budget import Purse, read_budget
 from lmim.sweep.executors import Job, Stop, local_resources, on_ray, serial
-from lmim.sweep.screen import cost_line, saving, show_plan, summary, watch
+from lmim.sweep.screen import cost_line, saving, say, show_plan, summary, watch
 from lmim.sweep.standing import Plan, cost_of, machine_of
 from lmim.sweep.worker import RESTARTS, record_failure
 from lmim.trial.ending import goes_on
@@ -52,7 +52,7 @@ def conclude(plan: Plan, out: Path, uri: str, console: Console, as_json: bool) -
         print(json.dumps({"trials": plan.rows(), "verdicts": report.verdicts(built)}))
     report.show(built, console)
     if line := saving(plan):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(console, line)
     where_to = pages.how_to_open(uri, built.found.experiment, built.found.parent)
     console.print(f"MLflow: {where_to}", markup=False, soft_wrap=True, highlight=False)
 
@@ -169,7 +169,7 @@ def command(args: argparse.Namespace, words: Sequence[str]) -> int:
     machine = machine_of(1 if args.serial else args.max_concurrent, _on_gpus_elsewhere(args))
     purse = args.budget and Purse(args.budget, machine)
     for note in plan.sweep.notes:
-        console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+        say(console, f"note: {note}")
     if args.until_decided:
         plan = _grown(plan, args, todo, console)
     if args.dry_run:
@@ -209,12 +209,10 @@ def command(args: argparse.Namespace, words: Sequence[str]) -> int:
     failed = _exit_code(plan, console)
     if purse and (missing := _left_out(plan)):
         found = cost_line(cost_of(plan, out, machine))
-        console.print(
+        say(
+            console,
             f"The budget is spent ({purse.told()}). Missing: {listed(missing)}; {found}. To go on:\n"
             f"  python -m lmim.sweep {shlex.join(words)}",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
         )
         return failed or 3
     return failed
@@ -244,7 +242,7 @@ def _show(
     else:
         show_plan(plan, plan.root.parent, console, machine)
         if purse:
-            console.print(budget.reach(plan, purse, todo), markup=False, highlight=False, soft_wrap=True)
+            say(console, budget.reach(plan, purse, todo))
         if args.until_decided:
             most = sequential.at_most(plan, args.max_seeds)
             console.print(f"more seeds follow where a claim stays open: at most {most} trials in all")
@@ -309,7 +307,7 @@ def bring_up_to_date(
     cluster = (
         serial(root, stop)
         if args.serial
-        else on_ray(root, stop, args.address, args.max_concurrent, args.dashboard, partial(_say, console))
+        else on_ray(root, stop, args.address, args.max_concurrent, args.dashboard, partial(say, console))
     )
     replayed: set[str] = set()
     nothing = contextlib.nullcontext()
@@ -349,10 +347,6 @@ def bring_up_to_date(
     return plan
 
 
-def _say(console: Console, line: str) -> None:
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-
 def _grown(plan: Plan, args: argparse.Namespace, todo: Sequence[str], console: Console) -> Plan:
     """The plan with something to run, if nothing is left and a claim is open."""
     while not plan.missing(todo) and not plan.stale():
@@ -378,7 +372,7 @@ def _fit(jobs: Sequence[Job], root: Path, console: Console) -> None:
         for config in configs:
             if not tokenizers.folder(config, config.data.version).is_dir():
                 line = f"{tokenizers.tell(config)}: {told(*ensure([config]))}"
-                console.print(line, markup=False, highlight=False, soft_wrap=True)
+                say(console, line)
 
 
 def _check(plan: Plan, args: argparse.Namespace, todo: Sequence[str]) -> Sequence[Job]:
@@ -446,8 +440,8 @@ def _tell_of_memory(jobs: Sequence[Job], root: Path, begun: Mapping[str, State],
         memory = TrialFolder(root, job.trial.id).state().memory
         if memory != begun[job.trial.id].memory:
             how = " with activation checkpointing" if memory == "checkpointing" else ""
-            line = f"out of memory: {job.trial.arm} seed {job.trial.seed} goes on alone{how}"
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
+            line = f"out of memory: {job.trial.called} seed {job.trial.seed} goes on alone{how}"
+            say(console, line)
 
 
 def _open_tracker(uri: str, sweep: ablation.Sweep, out: Path) -> "Tracker":

@@ -48,6 +48,11 @@ def duration(seconds: float) -> str:
     return f"{whole // 86400} d {whole % 86400 // 3600} h"
 
 
+def say(console: Console, line: str) -> None:
+    """Print a line as it is: names in it are no mark-up, and a file gets it unbroken."""
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
 def trial_table(plan: Plan, running_only: bool = False) -> Table:
     """The trials as a table: all of them, or those that say something now."""
     metric = plan.sweep.metric
@@ -145,7 +150,7 @@ def watch(
                 live.update(trial_table(plan, running_only=True), refresh=True)
             elif now - lined >= LINE_EVERY:
                 line = f"{time.strftime('%H:%M:%S')} {_progress(plan)}"
-                console.print(line, markup=False, highlight=False, soft_wrap=True)
+                say(console, line)
                 lined = now
     return Plan.read(sweep, root, plan.states)
 
@@ -187,4 +192,4 @@ def show_plan(plan: Plan, out: Path, console: Console, machine: cost.Machine) ->
     )
     searched = [f"search: {RecordedSearch.of(search)}" for search in sweep.searches]
     for line in [*sweep.choices, *searched, *(f"claim: {claim.text}" for claim in sweep.claims)]:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(console, line)

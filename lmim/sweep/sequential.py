@@ -17,6 +17,7 @@ from lmim.errors import fail
 from lmim.metrics import full_name
 from lmim.plan import ablation
 from lmim.plan.record import kept, place
+from lmim.sweep.screen import say
 from lmim.sweep.standing import Plan
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def more(plan: Plan, most: int, console: Console) -> Plan:
             seeds.setdefault(seed, []).append(arm)
         told = [f"seed {seed} for {', '.join(arms)}" for seed, arms in sorted(seeds.items())]
         line = f"not decided (by seeds): {', '.join(said)}; next: {'; '.join(told) or 'no more'}"
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(console, line)
     if not new:
         return plan
     return Plan.read(_with(plan.sweep, [*_pairs(plan.sweep), *new]), plan.root)
