@@ -281,6 +281,18 @@ class TimmEncoder(nn.Module):
         super().__init__()
         self.model: Any = model
 
+    @staticmethod
+    def side(name: str) -> int:
+        """Pixels of the side that a model was made for.
+
+        Raises:
+            UserError: timm has no such model.
+        """
+        if name.partition(".")[0] not in (known := timm.list_models()):
+            raise UserError(f"timm:{name}: timm {timm.__version__} has no such model{nearest(name, known)}")
+        about = timm.models.get_pretrained_cfg(name)
+        return int(about.input_size[-1]) if about else 224
+
     @classmethod
     def create(cls, name: str, side: int, channels: int, weights: str | None = None) -> "TimmEncoder":
         """A model by timm's name, as timm initialises it with seed 0, or with weights that lie here.
@@ -288,8 +300,7 @@ class TimmEncoder(nn.Module):
         Raises:
             UserError: timm has no such model, it cannot be of this side, or the weights are not its own.
         """
-        if name not in (known := timm.list_models()):
-            raise UserError(f"timm:{name}: timm {timm.__version__} has no such model{nearest(name, known)}")
+        cls.side(name)
         torch.manual_seed(0)
         given: dict[str, Any] = {"in_chans": channels, "num_classes": 0}
         try:

@@ -130,12 +130,11 @@ def _open(options: argparse.Namespace) -> Judgeable:
     if options.encoder.startswith("timm:"):
         from lmim.interop import TimmEncoder
 
-        side = {"image_size": options.image_size} if options.image_size else {}
-        data = _data(given | side, sources)
+        name = options.encoder.removeprefix("timm:")
+        side = TimmEncoder.side(name) if options.image_size is None else options.image_size
+        data = _data(given | {"image_size": side}, sources)
         dataset = open_dataset(data, sources)
-        encoder = TimmEncoder.create(
-            options.encoder.removeprefix("timm:"), data.image_size, dataset.channels, options.weights
-        )
+        encoder = TimmEncoder.create(name, data.image_size, dataset.channels, options.weights)
         return Judgeable(encoder, data, sources, encoder.statistics(dataset.channels))
     if options.layout:
         from lmim.interop import load_mae, load_official
@@ -192,7 +191,7 @@ def _dataset(given: Judgeable) -> Dataset:
     try:
         with torch.no_grad():
             given.encoder.features(torch.zeros(1, dataset.channels, side, side))  # type: ignore[operator]
-    except RuntimeError as error:
+    except (AssertionError, RuntimeError, ValueError) as error:
         where = f"{given.data.name} of {dataset.channels} channels at {side} px"
         raise UserError(f"--data: {where} does not fit the encoder ({brief(error)})") from None
     return dataset
