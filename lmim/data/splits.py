@@ -62,6 +62,16 @@ class Clips(Split, Protocol):
         """All views of each clip at once, each a box of the frame that `times` says; else as `read`."""
 
 
+class Masked(Split, Protocol):
+    """Images, or clips, of which it is told what each pixel shows."""
+
+    def read_masks(self, indices: Int[Tensor, " b"], side: int) -> UInt8[Tensor, "b *f side side"]:
+        """The object of each pixel of what `read` gives of each image, all frames of clips; 0 is the ground.
+
+        Of data whose masks are classes, the class; 255 is not labelled.
+        """
+
+
 @dataclass(frozen=True)
 class Dataset:
     """Three splits and what a model must know of them; pixels are normalised by `mean` and `std` of 0..1.
@@ -85,6 +95,8 @@ class Dataset:
     """Names of the files that cannot be read, and are in no split."""
     frames: int = field(default=1, kw_only=True)
     """Frames of every clip, the splits being `Clips`; 1 of images."""
+    masks: bool = field(default=False, kw_only=True)
+    """Whether the splits are `Masked`."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +135,10 @@ class Subset:
         """The same of clips."""
         return cast(Clips, self.whole).read_clips(self.indices[indices], side, boxes, times)
 
+    def read_masks(self, indices: Int[Tensor, " b"], side: int) -> UInt8[Tensor, "b *f side side"]:
+        """The same of masks."""
+        return cast(Masked, self.whole).read_masks(self.indices[indices], side)
+
 
 @dataclass(frozen=True)
 class ArraySplit:
@@ -132,6 +148,8 @@ class ArraySplit:
     labels: Int[Tensor, " n"]
     side: int
     """Larger images are shrunk to this side; smaller ones are left, for the crop enlarges them."""
+    masks: NDArray[np.uint8] | None = None
+    """What each pixel shows, `[n, s, s]`; of clips `[n, frames, s, s]`."""
 
     @property
     def aspect(self) -> Float[Tensor, " n"]:
@@ -148,6 +166,15 @@ class ArraySplit:
         images = self._shrunk(self.images[indices.numpy()])
         return images, WHOLE.repeat(len(indices), 1) if boxes is None else boxes
 
+    def read_masks(self, indices: Int[Tensor, " b"], side: int) -> UInt8[Tensor, "b *f side side"]:
+        """The masks at these positions; of each pixel what lies nearest."""
+        assert self.masks is not None
+        masks = torch.from_numpy(self.masks[indices.numpy()])
+        if masks.shape[-1] == side:
+            return masks
+        flat = F.interpolate(masks.view(1, -1, *masks.shape[-2:]).float(), (side, side), mode="nearest-exact")
+        return flat.byte().view(*masks.shape[:-2], side, side)
+
     def _shrunk(self, pixels: NDArray[np.uint8]) -> UInt8[Tensor, "b c h w"]:
         images = torch.from_numpy(pixels)
         if self.side < images.shape[-1]:
@@ -159,9 +186,6 @@ class ArraySplit:
 @dataclass(frozen=True)
 class ArrayClips(ArraySplit):
     """Clips that lie in one array, `[n, frames, c, s, s]`."""
-
-    masks: NDArray[np.uint8] | None = None
-    """Which object each pixel of each frame belongs to, `[n, frames, s, s]`; 0 is the ground."""
 
     def read(
         self, indices: Int[Tensor, " b"], side: int, boxes: Float[Tensor, "b 4"] | None = None
@@ -199,7 +223,7 @@ def from_arrays(
 ) -> Dataset:
     """A dataset of `<split>_images` `[n, c, s, s]` and `<split>_labels` `[n]`; if none, val is held out.
 
-    Images `[n, frames, c, s, s]` are clips, with `<split>_masks` `[n, frames, s, s]` where there are any.
+    Images `[n, frames, c, s, s]` are clips. Where there are masks they are `<split>_masks`.
     """
 
     def split(name: str) -> ArraySplit:
@@ -207,7 +231,7 @@ def from_arrays(
         images, masks = arrays[f"{name}_images"].view(np.uint8), arrays.get(f"{name}_masks")
         if images.ndim == 5:
             return ArrayClips(images, labels, data.image_size, masks)
-        return ArraySplit(images, labels, data.image_size)
+        return ArraySplit(images, labels, data.image_size, masks)
 
     train: Split = (whole := split("train"))
     kept = torch.arange(len(whole))
@@ -222,7 +246,8 @@ def from_arrays(
     sample = sample.reshape(-1, *sample.shape[-3:])
     mean, std = (tuple(part.tolist()) for part in (sample.mean((0, 2, 3)), sample.std((0, 2, 3))))
     stats = sample.shape[1], classes, mean, std, flips
-    return Dataset(data.name, version, *stats, train, val, split("test"), frames=frames)
+    splits, masks = (train, val, split("test")), "test_masks" in arrays
+    return Dataset(data.name, version, *stats, *splits, frames=frames, masks=masks)
 
 
 def root_of(data: Data) -> Path:

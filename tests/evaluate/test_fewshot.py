@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lmim.evaluate import fewshot
-from lmim.evaluate.features import Frozen, Labelled
+from lmim.evaluate.features import Frozen
 from lmim.evaluate.fewshot import METRICS, PENALTY, drawn, interval, logistic, prepared
+from tests.evaluate.builders import frozen
 
 
 @pytest.fixture(autouse=True)
@@ -31,8 +32,8 @@ def clusters(rows: int, width: int = 8, classes: int = 5, seed: int = 0) -> tupl
     return centres[labels] + torch.randn(rows, width, generator=generator), labels
 
 
-def frozen(rows: int = 600) -> Frozen:
-    return Frozen(Labelled(*clusters(rows)), Labelled(*clusters(200, seed=1)), 5)
+def planted(rows: int = 600) -> Frozen:
+    return frozen(clusters(rows), clusters(200, seed=1), 5)
 
 
 @pytest.mark.parametrize("rows", [20, 40, 300])
@@ -89,8 +90,8 @@ def test_draws_differ_and_come_again_and_grow() -> None:
 def test_a_feature_that_is_the_label_needs_one_image() -> None:
     """A shifted label would pass unseen where accuracies are low anyway."""
     labels = torch.arange(200) % 5
-    told = Labelled(torch.eye(5)[labels], labels)
-    found = fewshot.fewshot(Frozen(told, told, 5), draws=2)
+    told = torch.eye(5)[labels], labels
+    found = fewshot.fewshot(frozen(told, told, 5), draws=2)
     assert found == {name: (0.0 if name.endswith("interval") else 100.0) for name in METRICS}
 
 
@@ -98,16 +99,16 @@ def test_features_without_labels_stay_at_chance() -> None:
     """A probe that sees the judged images' labels would be above it."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(500) % 5
-    train, judged = (Labelled(torch.randn(500, 16, generator=generator), labels) for _ in range(2))
-    found = fewshot.fewshot(Frozen(train, judged, 5))
+    train, judged = ((torch.randn(500, 16, generator=generator), labels) for _ in range(2))
+    found = fewshot.fewshot(frozen(train, judged, 5))
     assert all(13 < found[f"fewshot_{name}"] < 27 for name in ("1", "2", "5", "10", "1pc", "10pc"))
 
 
 def test_more_images_teach_more_and_the_figures_come_again() -> None:
     """The figures' names would not be those of their amounts."""
-    first = fewshot.fewshot(frozen(), draws=3)
+    first = fewshot.fewshot(planted(), draws=3)
     assert first.keys() == METRICS.keys()
-    assert first == fewshot.fewshot(frozen(), draws=3)
+    assert first == fewshot.fewshot(planted(), draws=3)
     assert first["fewshot_1"] < first["fewshot_5"] < first["fewshot_10pc"]
     assert first["fewshot_1pc"] == first["fewshot_1"]  # of each class about 120
     assert all(first[f"fewshot_{name}_interval"] > 0 for name in ("1", "2", "5", "10", "10pc"))
@@ -123,4 +124,4 @@ def test_half_width_by_hand() -> None:
 
 def test_sample_of_a_few_images() -> None:
     """Without figures on the sample no later version of the code could be compared."""
-    assert fewshot.fewshot(frozen(3000).sample(), draws=2).keys() == METRICS.keys()
+    assert fewshot.fewshot(planted(3000).sample(), draws=2).keys() == METRICS.keys()
