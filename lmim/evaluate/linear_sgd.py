@@ -6,13 +6,12 @@ images are seen as they are judged, and figures lie below MAE's where its views 
 settings: `{linear_sgd: {batch_size: 16384, features: cls, norm: true}}`.
 """
 
-import math
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from lmim.evaluate.features import Frozen, Labelled
+from lmim.schedules import cosine_decay
 from lmim.variants import PositiveInt
 
 METRICS = {
@@ -122,7 +121,7 @@ def paced(done: float) -> float:
     """
     if done < WARMUP:
         return done / WARMUP
-    return (1 + math.cos(math.pi * (done - WARMUP) / (1 - WARMUP))) / 2
+    return cosine_decay((done - WARMUP) / (1 - WARMUP), 1.0, 0.0)
 
 
 def _hold_out(count: int, generator: torch.Generator) -> tuple[Int[Tensor, " n"], Int[Tensor, " h"]]:
