@@ -1,7 +1,7 @@
 """An attentive probe: what a linear layer says of patch features that one learned query has pooled.
 
 The encoder is frozen. The mean of the patches is one choice of what to keep of them, which may not suit what
-an objective trains; here the probe chooses, as those of V-JEPA (arXiv 2404.08471) and CAPI (arXiv 2502.08769).
+an objective trains; here the probe chooses, as V-JEPA's (arXiv 2404.08471) and CAPI's (arXiv 2502.08769) do.
 V-JEPA's has an MLP on top, this one has none. It is trained by AdamW, weight decay 0.01, cosine to 0, without
 warm-up; images are seen as they are judged.
 """

@@ -1,10 +1,12 @@
 """The attentive probe: its attention is multi-head attention, and it finds the patch that tells."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from lmim.config import Data
@@ -27,7 +29,7 @@ def one_thread() -> Iterator[None]:
 def hidden(train: int = 1500, test: int = 300) -> Frozen:
     """One of four patches, anywhere, has a bright corner and shows the class; the others mislead."""
     shapes = np.random.default_rng(7).integers(0, 160, (4, 4, 4))
-    arrays = {}
+    arrays: dict[str, NDArray[Any]] = {}
     for seed, (split, count) in enumerate({"train": train, "val": 10, "test": test}.items()):
         rng = np.random.default_rng(seed)
         shown, place = rng.integers(4, size=(count, 4)), rng.integers(4, size=count)

@@ -1,10 +1,12 @@
 """Invariance: encoders that do not change with an image, with all of it, or that tell none apart."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lmim.config import Data
@@ -47,7 +49,7 @@ def test_values_by_hand() -> None:
     """Ground of one level, its first column another: moved by one pixel, mirrored."""
     images = np.zeros((2, 1, 4, 4), np.uint8)
     images[0, 0, :, 0], images[1, 0, :, 3] = 255, 255
-    splits = {f"{split}_images": images for split in ("train", "val", "test")}
+    splits: dict[str, NDArray[Any]] = {f"{split}_images": images for split in ("train", "val", "test")}
     splits |= {f"{split}_labels": np.arange(2) for split in ("train", "val", "test")}
     data = from_arrays(Data(name="digits", image_size=4), "1", splits, classes=2, flips=False)
     data = replace(data, mean=(0.0,), std=(1.0,))
