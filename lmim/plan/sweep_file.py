@@ -304,6 +304,9 @@ def with_data(evaluations: Iterable[Evaluation]) -> tuple[Evaluation, ...]:
             if "masks" in one.needs and not about.masks:
                 wanted = "expected data with masks of objects, such as glyph_scenes or glyph_videos"
                 raise EntryError(number, f"{one.protocol}.data: {wanted}, found {data.name}")
+            if "clips" in one.needs and about.frames < 2:
+                wanted = "expected data of clips, such as glyph_videos"
+                raise EntryError(number, f"{one.protocol}.data: {wanted}, found {data.name}")
             one = replace(one, version=str(about.version))
         found.append(one)
     return tuple(found)

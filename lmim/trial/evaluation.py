@@ -25,9 +25,10 @@ from lmim.metrics import OWN, Better, Metric
 DEFAULT = ("nn", "knn", "linear")
 """The protocols of a sweep file that names none."""
 
-GIVEN = ("logits", "masks")
-"""What a protocol may need: the `logits` of objectives that classify, for the judged images; `masks` of the
-data that it opens."""
+OF_DATA = ("masks", "clips")
+GIVEN = ("logits", *OF_DATA)
+"""What a protocol may need: the `logits` of objectives that classify, for the judged images; that the data
+which it opens have `masks`, or are `clips`."""
 
 EVERY = {
     "layer": variants.Setting(
@@ -135,7 +136,7 @@ class Evaluation:
     def methods(self) -> tuple[str, ...]:
         """The methods that an objective must have."""
         tokens = ("tokens",) if self.view.keys() & {"features", "norm"} else ()
-        return (*(need for need in self.needs if need != "masks"), *tokens)
+        return (*(need for need in self.needs if need not in OF_DATA), *tokens)
 
     def applies(self, config: Config) -> bool:
         """Whether the config's objective has what the protocol needs; another's trials it does not judge."""
