@@ -49,9 +49,9 @@ def robustness(
 ) -> dict[str, float]:
     """Error in % of each corruption, a mean over five strengths, and the mean over the fifteen corruptions.
 
-    `images` is how many of the judged images are corrupted, drawn once for all: each is seen 75 times. `data:
-    imagenet_c` takes stored images in place of them, from the folder that is its `path`: as many of each
-    corruption and strength. Those are preferred where there are any, as JPEG's losses are part of ImageNet-C.
+    `images` is how many of the judged images are corrupted, drawn once for all: each is seen 75 times. With
+    `data` imagenet_c, stored images take their place, as many of each corruption and strength, and `path` is
+    where they lie. They are preferred where there are any, for JPEG's losses are part of ImageNet-C.
 
     Raises:
         UserError: there is a path without data, or stored images are of other classes than the trial's.
