@@ -46,8 +46,8 @@ def invariance(frozen: Frozen, *, crop_scale: Fraction = 0.2, shift: Fraction = 
     """How far the features of the judged images stay as they are; see the head of this file.
 
     Crops are drawn as training views are, of `crop_scale` of the judged square or more; `shift` is the
-    largest shift, either way, as a part of the square's side, in whole pixels. What comes in at the image's
-    edge repeats it. Nothing need be invariant to mirroring where a mirrored image is of another class.
+    largest shift, either way, as a part of the square's side, in whole pixels. What comes in at the
+    image's edge repeats it. Mirroring need change nothing where a mirrored image is of another class.
     """
     model = frozen.model
     generator = torch.Generator().manual_seed(0)

@@ -19,6 +19,7 @@ from lmim.trial.evaluation import (
     read_result,
     write_result,
 )
+from lmim.variants import choices
 
 GAP = """
 from typing import Literal
@@ -103,8 +104,8 @@ def test_metrics_are_named_by_what_is_not_neutral(entry: object, split: Any, met
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
-        (["nn", "knnn"], "expected one of knn, linear, nn, retrieval, top1, found knnn; did you mean knn?"),
-        (["nn", "collapse"], "expected one of knn, linear, nn, retrieval, top1, found collapse"),
+        (["nn", "knnn"], f"expected one of {', '.join(choices('evaluate'))}, found knnn; did you mean knn?"),
+        (["nn", "features"], f"expected one of {', '.join(choices('evaluate'))}, found features"),
         (
             ["nn", {"knn": {"kk": 5}}],
             "knn: unknown setting kk; expected k, layer, features, norm; did you mean k?",
