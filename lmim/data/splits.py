@@ -20,6 +20,9 @@ from lmim.config import Data
 from lmim.data.augment import WHOLE
 from lmim.errors import UserError
 
+VOID = 255
+"""In a mask: nobody knows, or nobody says, what the pixel belongs to."""
+
 HELD_OUT = "val: a tenth of train, at most 10,000"
 """Part of the version of what is split so; changed by whoever changes `hold_out`."""
 
@@ -60,6 +63,20 @@ class Clips(Split, Protocol):
         times: Int[Tensor, "b v"],
     ) -> tuple[UInt8[Tensor, "b v c h w"], Float[Tensor, "b v 4"]]:
         """All views of each clip at once, each a box of the frame that `times` says; else as `read`."""
+
+
+class Masked(Split, Protocol):
+    """Images with what each of their pixels belongs to."""
+
+    def read_masks(self, indices: Int[Tensor, " b"]) -> UInt8[Tensor, "b h w"]:
+        """The object, or class, of each pixel of the central square; 0 is the ground, VOID is not scored."""
+
+
+class Classed(Masked, Protocol):
+    """Images with the class of each of their pixels."""
+
+    def read_classes(self, indices: Int[Tensor, " b"]) -> UInt8[Tensor, "b h w"]:
+        """As `read_masks`, of classes: 0 is the ground, 1 the first of the dataset's classes."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +140,14 @@ class Subset:
         """The same of clips."""
         return cast(Clips, self.whole).read_clips(self.indices[indices], side, boxes, times)
 
+    def read_masks(self, indices: Int[Tensor, " b"]) -> UInt8[Tensor, "b h w"]:
+        """The same of what each pixel belongs to."""
+        return cast(Masked, self.whole).read_masks(self.indices[indices])
+
+    def read_classes(self, indices: Int[Tensor, " b"]) -> UInt8[Tensor, "b h w"]:
+        """The same of each pixel's class."""
+        return cast(Classed, self.whole).read_classes(self.indices[indices])
+
 
 @dataclass(frozen=True)
 class ArraySplit:
@@ -132,6 +157,10 @@ class ArraySplit:
     labels: Int[Tensor, " n"]
     side: int
     """Larger images are shrunk to this side; smaller ones are left, for the crop enlarges them."""
+    masks: NDArray[np.uint8] | None = None
+    """Which object each pixel belongs to, `[n, s, s]`; 0 is the ground."""
+    objects: NDArray[np.uint8] | None = None
+    """The class of each object of the masks, `[n, k]`, from 1 on; 0 for the ground."""
 
     @property
     def aspect(self) -> Float[Tensor, " n"]:
@@ -147,6 +176,23 @@ class ArraySplit:
         """The whole images; evaluation sees all of them."""
         images = self._shrunk(self.images[indices.numpy()])
         return images, WHOLE.repeat(len(indices), 1) if boxes is None else boxes
+
+    def read_masks(self, indices: Int[Tensor, " b"]) -> UInt8[Tensor, "b h w"]:
+        """The object of each pixel of the whole images, at the side of the split."""
+        if self.masks is None:
+            raise UserError("these data have no masks: choose data that have them")
+        masks = torch.from_numpy(self.masks[indices.numpy()])[:, None]
+        return F.interpolate(masks, (self.side, self.side), mode="nearest-exact")[:, 0]
+
+    def read_classes(self, indices: Int[Tensor, " b"]) -> UInt8[Tensor, "b h w"]:
+        """The class of each pixel: that of its object."""
+        if self.objects is None:
+            raise UserError(
+                "these data say no class of their masks: choose data that do, such as glyph_scenes"
+            )
+        masks = self.read_masks(indices)
+        objects = torch.from_numpy(self.objects[indices.numpy()])
+        return objects.gather(1, masks.flatten(1).long()).view_as(masks)
 
     def _shrunk(self, pixels: NDArray[np.uint8]) -> UInt8[Tensor, "b c h w"]:
         images = torch.from_numpy(pixels)
@@ -199,7 +245,8 @@ def from_arrays(
 ) -> Dataset:
     """A dataset of `<split>_images` `[n, c, s, s]` and `<split>_labels` `[n]`; if none, val is held out.
 
-    Images `[n, frames, c, s, s]` are clips, with `<split>_masks` `[n, frames, s, s]` where there are any.
+    Images `[n, frames, c, s, s]` are clips. There may be `<split>_masks` `[n, s, s]` or `[n, frames, s, s]`,
+    and of images `<split>_objects` `[n, k]`: the class of each object of the masks.
     """
 
     def split(name: str) -> ArraySplit:
@@ -207,7 +254,7 @@ def from_arrays(
         images, masks = arrays[f"{name}_images"].view(np.uint8), arrays.get(f"{name}_masks")
         if images.ndim == 5:
             return ArrayClips(images, labels, data.image_size, masks)
-        return ArraySplit(images, labels, data.image_size)
+        return ArraySplit(images, labels, data.image_size, masks, arrays.get(f"{name}_objects"))
 
     train: Split = (whole := split("train"))
     kept = torch.arange(len(whole))
