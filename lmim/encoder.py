@@ -146,9 +146,17 @@ class Encoder(nn.Module):
         latents: Tensor = self.projector(self.norm(self.tokens(patches, indices)))
         return latents
 
+    def evaluated(
+        self, patches: Float[Tensor, "b n p"], layer: int = 0, norm: bool = False
+    ) -> Float[Tensor, "b t d"]:
+        """What evaluation sees: a block's tokens, class token first, before the final norm or after it."""
+        tokens = self.tokens(patches, layer=layer)
+        normed: Tensor = self.norm(tokens) if norm else tokens
+        return normed
+
     def patch_features(self, patches: Float[Tensor, "b n p"], layer: int = 0) -> Float[Tensor, "b n d"]:
-        """What evaluation sees: a block's patch tokens, the last one's for 0, without norm and projector."""
-        return self.tokens(patches, layer=layer)[:, 1:]
+        """The same of the patches alone, without norm and projector."""
+        return self.evaluated(patches, layer)[:, 1:]
 
 
 def recompute(module: nn.Module) -> None:

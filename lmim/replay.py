@@ -13,6 +13,7 @@ order, or on another machine, they may differ by `TOLERANCES`.
 import math
 import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,7 +22,7 @@ from rich.console import Console
 from lmim.command import Parser, exit_code, out_folder
 from lmim.config import Config
 from lmim.errors import cause
-from lmim.evaluate import judge, sampled
+from lmim.evaluate import image_features, judge, patch_features
 from lmim.tokenizer import ensure
 from lmim.train.batches import batches
 from lmim.train.loop import Run, choose_device, device_name, open_planned
@@ -114,9 +115,9 @@ def _judged(
     for sample in (True, False):  # what was migrated has no figures of a sample, and is judged whole
         some = [result for result in done if bool(result.sample) == sample]
         evaluations = [result.evaluation for result in some]
-        dataset = sampled(run.dataset, {one.split for one in evaluations}) if sample else run.dataset
-        judged = judge(objective.features, dataset, config.data.image_size, evaluations, run.device, logits)
-        now = judged if some else ()
+        where = run.dataset, config.data.image_size
+        encode, patches = (partial(view, objective) for view in (image_features, patch_features))
+        now = judge(encode, *where, evaluations, run.device, logits, patches, few=sample)
         for result, (_, found) in zip(some, now, strict=True):
             if found.error:
                 yield found.error

@@ -36,6 +36,7 @@ def data(config: Config) -> dict[str, Any]:
         "channels": found.channels,
         "classes": found.classes,
         "frames": found.frames,
+        "masks": found.masks,
         "skipped": len(found.skipped),
         "skipped_names": [*found.skipped[:3]],
     }

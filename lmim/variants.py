@@ -59,7 +59,7 @@ class Place:
     takes: tuple[str, ...]
     """The positional parameters."""
     methods: tuple[str, ...] = ()
-    """What a class must have."""
+    """Of which a class must have one."""
 
 
 PLACES = {
@@ -67,7 +67,7 @@ PLACES = {
         "objectives",
         None,
         ("setup",),
-        ("patch_features",),
+        ("patch_features", "tokens"),
     ),
     "collapse": Place("axes.collapse", "TARGETS", ("online",), ("encode",)),
     "loss": Place("axes.loss", "LOSSES", ("prediction", "target")),
@@ -269,9 +269,8 @@ def _describe(source: str, name: str, place: Place, file: str) -> Variant:
         )
     call = found if isinstance(found, ast.FunctionDef) else _method(found, "__init__", defined)
     methods = frozenset(_methods(found, tree))
-    missing = [name for name in place.methods if name not in methods]
-    if place.methods and (missing or not isinstance(found, ast.ClassDef)):
-        needed = ", ".join(missing or place.methods)
+    if place.methods and not (methods & {*place.methods} and isinstance(found, ast.ClassDef)):
+        needed = " or ".join(place.methods)
         raise ValueError(f"expected a class with {needed}: {file}:{found.lineno}: {name} has none")
     arguments = call.args if call is not None else ast.arguments([], [], None, [], [], None, [])
     given = [one.arg for one in [*arguments.posonlyargs, *arguments.args]]

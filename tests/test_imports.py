@@ -19,6 +19,7 @@ LAYERS = (
         "lmim.survey",
         "lmim.tokenizer",
         "lmim.tracking",
+        "lmim.evaluate.__main__",
         "lmim.train.__main__",
     ),
     ("lmim.pages",),

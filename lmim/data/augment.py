@@ -63,6 +63,16 @@ def central_boxes(
     return torch.cat([(1 - size) / 2, size], dim=1)
 
 
+def within(boxes: Float[Tensor, "b 4"], inner: Float[Tensor, "b 4"]) -> Float[Tensor, "b 4"]:
+    """Boxes of images that are `inner` boxes of their boxes.
+
+    >>> within(torch.tensor([[0.5, 0.0, 0.5, 1.0]]), torch.tensor([[0.5, 0.25, 0.5, 0.5]])).tolist()
+    [[0.75, 0.25, 0.25, 0.5]]
+    """
+    size = boxes[:, 2:]
+    return torch.cat([boxes[:, :2] + inner[:, :2] * size, inner[:, 2:] * size], dim=1)
+
+
 def crop(
     images: UInt8[Tensor, "b c h w"],
     boxes: Float[Tensor, "b 4"],

@@ -21,7 +21,7 @@ from lmim.data.augment import WHOLE
 from lmim.errors import UserError
 
 VOID = 255
-"""In a mask: nobody knows, or nobody says, what the pixel belongs to."""
+"""In a mask: a pixel that is not labelled, and not scored."""
 
 HELD_OUT = "val: a tenth of train, at most 10,000"
 """Part of the version of what is split so; changed by whoever changes `hold_out`."""
@@ -66,16 +66,19 @@ class Clips(Split, Protocol):
 
 
 class Masked(Split, Protocol):
-    """Images with what each of their pixels belongs to."""
+    """Images, or clips, of which it is told what each pixel shows."""
 
-    def read_masks(self, indices: Int[Tensor, " b"]) -> UInt8[Tensor, "b h w"]:
-        """The object, or class, of each pixel of the central square; 0 is the ground, VOID is not scored."""
+    def read_masks(self, indices: Int[Tensor, " b"], side: int) -> UInt8[Tensor, "b *f side side"]:
+        """The object of each pixel of what `read` gives of each image, all frames of clips; 0 is the ground.
+
+        Of data whose masks are classes, the class; 255 is not labelled.
+        """
 
 
 class Classed(Masked, Protocol):
-    """Images with the class of each of their pixels."""
+    """Images of which the class of each pixel is told."""
 
-    def read_classes(self, indices: Int[Tensor, " b"]) -> UInt8[Tensor, "b h w"]:
+    def read_classes(self, indices: Int[Tensor, " b"], side: int) -> UInt8[Tensor, "b side side"]:
         """As `read_masks`, of classes: 0 is the ground, 1 the first of the dataset's classes."""
 
 
@@ -102,6 +105,8 @@ class Dataset:
     """Names of the files that cannot be read, and are in no split."""
     frames: int = field(default=1, kw_only=True)
     """Frames of every clip, the splits being `Clips`; 1 of images."""
+    masks: bool = field(default=False, kw_only=True)
+    """Whether the splits are `Masked`."""
 
 
 @dataclass(frozen=True)
@@ -140,13 +145,13 @@ class Subset:
         """The same of clips."""
         return cast(Clips, self.whole).read_clips(self.indices[indices], side, boxes, times)
 
-    def read_masks(self, indices: Int[Tensor, " b"]) -> UInt8[Tensor, "b h w"]:
-        """The same of what each pixel belongs to."""
-        return cast(Masked, self.whole).read_masks(self.indices[indices])
+    def read_masks(self, indices: Int[Tensor, " b"], side: int) -> UInt8[Tensor, "b *f side side"]:
+        """The same of masks."""
+        return cast(Masked, self.whole).read_masks(self.indices[indices], side)
 
-    def read_classes(self, indices: Int[Tensor, " b"]) -> UInt8[Tensor, "b h w"]:
+    def read_classes(self, indices: Int[Tensor, " b"], side: int) -> UInt8[Tensor, "b side side"]:
         """The same of each pixel's class."""
-        return cast(Classed, self.whole).read_classes(self.indices[indices])
+        return cast(Classed, self.whole).read_classes(self.indices[indices], side)
 
 
 @dataclass(frozen=True)
@@ -158,7 +163,7 @@ class ArraySplit:
     side: int
     """Larger images are shrunk to this side; smaller ones are left, for the crop enlarges them."""
     masks: NDArray[np.uint8] | None = None
-    """Which object each pixel belongs to, `[n, s, s]`; 0 is the ground."""
+    """What each pixel shows, `[n, s, s]`; of clips `[n, frames, s, s]`."""
     objects: NDArray[np.uint8] | None = None
     """The class of each object of the masks, `[n, k]`, from 1 on; 0 for the ground."""
 
@@ -177,20 +182,20 @@ class ArraySplit:
         images = self._shrunk(self.images[indices.numpy()])
         return images, WHOLE.repeat(len(indices), 1) if boxes is None else boxes
 
-    def read_masks(self, indices: Int[Tensor, " b"]) -> UInt8[Tensor, "b h w"]:
-        """The object of each pixel of the whole images, at the side of the split."""
-        if self.masks is None:
-            raise UserError("these data have no masks: choose data that have them")
-        masks = torch.from_numpy(self.masks[indices.numpy()])[:, None]
-        return F.interpolate(masks, (self.side, self.side), mode="nearest-exact")[:, 0]
+    def read_masks(self, indices: Int[Tensor, " b"], side: int) -> UInt8[Tensor, "b *f side side"]:
+        """The masks at these positions; of each pixel what lies nearest."""
+        assert self.masks is not None
+        masks = torch.from_numpy(self.masks[indices.numpy()])
+        if masks.shape[-1] == side:
+            return masks
+        flat = F.interpolate(masks.view(1, -1, *masks.shape[-2:]).float(), (side, side), mode="nearest-exact")
+        return flat.byte().view(*masks.shape[:-2], side, side)
 
-    def read_classes(self, indices: Int[Tensor, " b"]) -> UInt8[Tensor, "b h w"]:
+    def read_classes(self, indices: Int[Tensor, " b"], side: int) -> UInt8[Tensor, "b side side"]:
         """The class of each pixel: that of its object."""
         if self.objects is None:
-            raise UserError(
-                "these data say no class of their masks: choose data that do, such as glyph_scenes"
-            )
-        masks = self.read_masks(indices)
+            raise UserError("data: nothing says of which class each pixel is: give data such as glyph_scenes")
+        masks = self.read_masks(indices, side)
         objects = torch.from_numpy(self.objects[indices.numpy()])
         return objects.gather(1, masks.flatten(1).long()).view_as(masks)
 
@@ -205,9 +210,6 @@ class ArraySplit:
 @dataclass(frozen=True)
 class ArrayClips(ArraySplit):
     """Clips that lie in one array, `[n, frames, c, s, s]`."""
-
-    masks: NDArray[np.uint8] | None = None
-    """Which object each pixel of each frame belongs to, `[n, frames, s, s]`; 0 is the ground."""
 
     def read(
         self, indices: Int[Tensor, " b"], side: int, boxes: Float[Tensor, "b 4"] | None = None
@@ -245,8 +247,8 @@ def from_arrays(
 ) -> Dataset:
     """A dataset of `<split>_images` `[n, c, s, s]` and `<split>_labels` `[n]`; if none, val is held out.
 
-    Images `[n, frames, c, s, s]` are clips. There may be `<split>_masks` `[n, s, s]` or `[n, frames, s, s]`,
-    and of images `<split>_objects` `[n, k]`: the class of each object of the masks.
+    Images `[n, frames, c, s, s]` are clips. Where there are masks they are `<split>_masks`.
+    The class of each of their objects, of images, is in `<split>_objects` `[n, k]`.
     """
 
     def split(name: str) -> ArraySplit:
@@ -269,7 +271,8 @@ def from_arrays(
     sample = sample.reshape(-1, *sample.shape[-3:])
     mean, std = (tuple(part.tolist()) for part in (sample.mean((0, 2, 3)), sample.std((0, 2, 3))))
     stats = sample.shape[1], classes, mean, std, flips
-    return Dataset(data.name, version, *stats, train, val, split("test"), frames=frames)
+    splits, masks = (train, val, split("test")), "test_masks" in arrays
+    return Dataset(data.name, version, *stats, *splits, frames=frames, masks=masks)
 
 
 def root_of(data: Data) -> Path:

@@ -6,20 +6,23 @@ A protocol is given `Frozen` features, its settings by keyword, and gives the fi
 import math
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from lmim import variants
-from lmim.data import Dataset
+from lmim.data import Dataset, open_dataset
 from lmim.errors import UserError, cause, out_of_memory
-from lmim.evaluate.features import Encode, Frozen, freeze, sampled
+from lmim.evaluate.features import Encode, Frozen, Model, freeze, sampled
 from lmim.trial.evaluation import EVERY, Evaluation
 
-__all__ = ["Encode", "Frozen", "Judged", "judge", "sampled"]
+__all__ = ["Encode", "Frozen", "Judged", "Model", "View", "image_features", "judge", "patch_features"]
+
+View = Callable[..., Tensor]
+"""Features of normalised images; the settings of `EVERY` by keyword, where they are not neutral."""
 
 
 @dataclass(frozen=True)
@@ -35,45 +38,88 @@ class Judged:
     """Why there are no figures: the protocol failed."""
 
 
+def image_features(
+    objective: Any, images: Float[Tensor, "b c s s"], *, features: str = "own", **view: Any
+) -> Float[Tensor, "b d"]:
+    """What an objective's encoder makes of whole images, seen as the settings of every protocol say."""
+    if features == "own" and not view.get("norm"):
+        return _layers(objective.features, images, **view)
+    tokens = _layers(objective.tokens, images, **view)
+    parts = {"cls": tokens[:, 0], "patch_mean": tokens[:, 1:].mean(dim=1)}
+    parts["own"] = parts["cls" if getattr(objective, "pool", "") == "cls" else "patch_mean"]
+    return torch.cat([parts[part] for part in features.split("+")], dim=1)
+
+
+def patch_features(
+    objective: Any, images: Float[Tensor, "b c s s"], *, features: str = "own", **view: Any
+) -> Float[Tensor, "b n d"]:
+    """The same for each patch, where `features` changes nothing."""
+    if view.get("norm"):
+        return _layers(objective.tokens, images, **view)[:, 1:]
+    return _layers(objective.patch_features, images, **view)
+
+
+def _layers(encode: View, images: Float[Tensor, "b c s s"], *, layer: Any = 0, **norm: Any) -> Tensor:
+    """After one block, or the last four's channels together."""
+    if layer != "last4":
+        return encode(images, **({"layer": layer} if layer else {}), **norm)
+    return torch.cat([encode(images, layer=-back, **norm) for back in (3, 2, 1, 0)], dim=-1)
+
+
 def judge(
-    encode: Callable[..., Float[Tensor, "b d"]],
+    encode: View,
     dataset: Dataset,
     side: int,
     evaluations: Sequence[Evaluation],
     device: torch.device | str = "cpu",
     logits: Encode | None = None,
+    patches: View | None = None,
+    few: bool = False,
 ) -> Iterator[tuple[Evaluation, Judged]]:
     """What each evaluation says of the features that `encode` gives of normalised images, one by one.
 
     Where a feature is not finite every figure is NaN. `encode` may raise to stop: nothing is left behind.
-    `encode(images, layer=k)` gives those after block k.
     What a protocol raises is that evaluation's result, and the others go on. `logits` are those of the
-    objective's own classifier, if it has one: they are made where a protocol needs them.
+    objective's own classifier, if it has one: they are made where a protocol needs them. `patches` gives
+    features for each patch. `few`: the figures are those of the sample alone.
 
     Raises:
         MemoryError: there was too little of it for a protocol, which has no result; the others have theirs.
     """
     full = ""
-    for layer in dict.fromkeys(one.layer for one in evaluations):
-        found = encode if not layer else partial(encode, layer=layer)
-        same = [one for one in evaluations if one.layer == layer]
-        full = (yield from _judge(found, dataset, side, same, device, logits)) or full
+    opened: dict[str, Dataset] = {}
+    left = [*evaluations]
+    while left:
+        view = left[0].view
+        same, left = [one for one in left if one.view == view], [one for one in left if one.view != view]
+        model = Model(_bare(encode, view), _bare(patches or encode, view), dataset, side, device)
+        full = (yield from _judge(model, same, logits, opened, few)) or full
     if full:
         raise MemoryError(full)
 
 
+def _bare(encode: View, view: dict[str, Any]) -> Encode:
+    @torch.no_grad()
+    def found(images: Float[Tensor, "b c s s"]) -> Tensor:
+        return encode(images, **view)
+
+    return cast(Encode, found)
+
+
 def _judge(
-    encode: Encode,
-    dataset: Dataset,
-    side: int,
+    model: Model,
     evaluations: Sequence[Evaluation],
-    device: torch.device | str,
     logits: Encode | None,
+    opened: dict[str, Dataset],
+    few: bool,
 ) -> Generator[tuple[Evaluation, Judged], None, str]:
-    """The evaluations of one layer, which share its features; says for which there was too little memory."""
+    """The evaluations of one view, which share its features; says for which there was too little memory."""
     full = ""
     needed = logits if any("logits" in one.needs for one in evaluations) else None
-    frozen = freeze(encode, dataset, [one.split for one in evaluations], side, device, needed)
+    splits = [one.split for one in evaluations]
+    if few:
+        model = replace(model, dataset=sampled(model.dataset, splits))
+    frozen = freeze(model, splits, needed)
     finite = {split: one.finite() for split, one in frozen.items()}
     samples = {split: one.sample() for split, one in frozen.items()}
     for one in evaluations:
@@ -85,7 +131,9 @@ def _judge(
         told = ""
         found: tuple[dict[str, float], dict[str, float]] = {}, {}
         try:
-            found = _figures(one, frozen[one.split]), _figures(one, samples[one.split])
+            there = _opened(one, model.side, opened)
+            sample = _figures(one, replace(samples[one.split], opened=there))
+            found = sample if few else _figures(one, replace(frozen[one.split], opened=there)), sample
         except Exception as error:  # noqa: BLE001  a protocol may be the user's own: what it raises is recorded
             told = f"{one.protocol}: {cause(error)}{variants.place_of(error, one.sources)}"
             if out_of_memory(error):  # which is no result: another try has more
@@ -93,6 +141,16 @@ def _judge(
                 continue
         yield one, Judged(*found, time.monotonic() - begun, told)
     return full
+
+
+def _opened(evaluation: Evaluation, side: int, opened: dict[str, Dataset]) -> Dataset | None:
+    """The data that an evaluation's settings name: opened once."""
+    if (data := evaluation.opens) is None:
+        return None
+    key = data.model_dump_json()
+    if key not in opened:
+        opened[key] = open_dataset(data.model_copy(update={"image_size": side}), evaluation.sources)
+    return opened[key]
 
 
 def _figures(evaluation: Evaluation, frozen: Frozen) -> dict[str, float]:

@@ -1,13 +1,76 @@
-"""Is the representation collapsing? Five figures of a batch of patch features.
+"""Is the representation collapsing? Five figures of a batch of patch features; and a protocol.
 
 Memory is that of the batch itself: no matrix of all pairs. They come as 0-d tensors, so that the training
 loop chooses when to fetch them from the device.
 """
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
+
+from lmim.data import Split
+from lmim.data.augment import sample_boxes, within
+from lmim.data.reading import ahead
+from lmim.evaluate.features import BATCH, Frozen
+from lmim.variants import Fraction
+
+METRICS = {
+    "rankme": {"label": "effective rank of all judged", "better": "higher"},
+    "image_cosine": {"label": "cosine between judged images", "better": "lower"},
+    "patch_cosine": {"label": "cosine between patches of a judged image", "better": "lower"},
+    "alignment": {"label": "alignment", "better": "lower"},
+    "uniformity": {"label": "uniformity", "better": "lower"},
+}
+
+
+def collapse(frozen: Frozen, *, crop_scale: Fraction = 0.2) -> dict[str, float]:
+    """Rank, cosines, alignment and uniformity of the judged images' features; no label is looked at.
+
+    Unlike the trainer's `diagnostics` they are of all judged images, and obey the settings of every protocol.
+    Alignment is the mean squared distance between the unit features of two random crops of an image, each
+    `crop_scale` of the judged square or more; uniformity the logarithm of the mean of exp(-2 squared
+    distance) between unit features of different images (arXiv 2005.10242, with its alpha 2 and t 2): 0 where
+    all are one. Both are better lower, and only together.
+    """
+    model, features = frozen.model, frozen.judged.whole()[0].float()
+    split: Split = getattr(model.dataset, frozen.split)
+    generator = torch.Generator().manual_seed(0)
+    inner, apart = 0.0, 0.0
+    every = torch.split(torch.arange(len(split)), BATCH)
+    for images, boxes in ahead(split.read(rows, model.side) for rows in every):
+        inner += float(mean_cosine(model.patches(model.normalised(images, boxes))).double().sum())
+        crops = [sample_boxes(torch.ones(len(boxes)), crop_scale, generator) for _ in range(2)]
+        views = [model.features(model.normalised(images, within(boxes, one))).float() for one in crops]
+        one, two = (F.normalize(view, dim=1) for view in views)
+        apart += float((one - two).square().sum(dim=1).double().sum())
+    return {
+        "rankme": float(rankme(features)),
+        "image_cosine": float(mean_cosine(features)),
+        "patch_cosine": inner / len(split),
+        "alignment": apart / len(split),
+        "uniformity": uniformity(features),
+    }
+
+
+def uniformity(features: Float[Tensor, "n d"], chunk: int = 512) -> float:
+    """The logarithm of the mean, over pairs of different rows, of exp(-2 |x - y|^2) of their unit vectors.
+
+    0 is one vector for all; the least in many dimensions is about -4. Holds chunk x n similarities.
+
+    >>> round(uniformity(torch.eye(4)), 4)
+    -4.0
+    """
+    unit = F.normalize(features.float(), dim=1)
+    total = torch.zeros((), dtype=torch.float64, device=unit.device)
+    for start in range(0, len(unit), chunk):
+        similarity = unit[start : start + chunk] @ unit.T
+        similarity.diagonal(offset=start).fill_(-torch.inf)
+        total += (4 * similarity - 4).exp().sum().double()
+    pairs = len(unit) * (len(unit) - 1)
+    return math.log(float(total) / pairs) if pairs else math.nan
 
 
 def diagnostics(patch_features: Float[Tensor, "b n d"]) -> dict[str, Float[Tensor, ""]]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from lmim.data import Dataset, Split
@@ -17,6 +17,7 @@ from lmim.data.reading import ahead
 from lmim.data.splits import Subset
 
 Encode = Callable[[Float[Tensor, "b c s s"]], Float[Tensor, "b d"]]
+EncodePatches = Callable[[Float[Tensor, "b c s s"]], Float[Tensor, "b n d"]]
 
 BATCH = 256
 SAMPLE = {"train": 1000, "judged": 250}
@@ -63,6 +64,37 @@ class Labelled:
 
 
 @dataclass(frozen=True)
+class Model:
+    """The frozen encoder itself, for protocols that look at other images than the data's, or at patches."""
+
+    features: Encode
+    """The features of normalised images, as `Labelled` holds them; like `patches` without a gradient."""
+    patches: EncodePatches
+    """One for each patch of normalised images, row by row."""
+    dataset: Dataset
+    """What the encoder was trained on."""
+    side: int
+    """Pixels of an evaluated image's side."""
+    device: torch.device | str = "cpu"
+
+    def normalised(
+        self, images: UInt8[Tensor, "b c h w"], boxes: Float[Tensor, "b 4"]
+    ) -> Float[Tensor, "b c s s"]:
+        """Images as a split's `read` gives them, as the encoder expects them, on the device."""
+        mean, std = (torch.tensor(part, device=self.device) for part in (self.dataset.mean, self.dataset.std))
+        images, boxes = (part.to(self.device, non_blocking=True) for part in (images, boxes))
+        return normalise(crop(images, boxes, self.side), mean, std)
+
+    def encoded(self, split: Split, encode: Callable[..., Tensor]) -> Iterator[Float[Tensor, "b *d"]]:
+        """What `encode` gives of a split's images, not augmented, in batches of `BATCH`, on the host."""
+        every = torch.split(torch.arange(len(split)), BATCH)
+        for images, boxes in ahead(split.read(indices, self.side) for indices in every):
+            with torch.no_grad():
+                features = encode(self.normalised(images, boxes))
+            yield features.detach().float().cpu()
+
+
+@dataclass(frozen=True)
 class Frozen:
     """What a protocol is given: the training images to learn from, and those to be judged on."""
 
@@ -70,6 +102,18 @@ class Frozen:
     judged: Labelled
     """The test split, or the validation split."""
     classes: int
+    model: Model
+    split: str = "test"
+    """Which split is judged."""
+    few: bool = False
+    """Whether this is the sample, by which two versions of the code are compared: a few images are enough."""
+    opened: Dataset | None = None
+    """The data that the protocol's settings name, if they do."""
+
+    def open(self) -> Dataset:
+        """The data that the protocol's settings name, of a sample a few of the images."""
+        assert self.opened is not None
+        return sampled(self.opened, (self.split,)) if self.few else self.opened
 
     def finite(self) -> bool:
         """Whether every feature is a number."""
@@ -77,26 +121,21 @@ class Frozen:
 
     def sample(self) -> "Frozen":
         """The same with a few of the images, always the same ones."""
-        return replace(self, **{name: getattr(self, name).sample(count) for name, count in SAMPLE.items()})
+        parts: dict[str, Any] = {name: getattr(self, name).sample(count) for name, count in SAMPLE.items()}
+        model = replace(self.model, dataset=sampled(self.model.dataset, (self.split,)))
+        return replace(self, **parts, model=model, few=True)
 
 
-def freeze(
-    encode: Encode,
-    dataset: Dataset,
-    splits: Iterable[str],
-    side: int,
-    device: torch.device | str = "cpu",
-    logits: Encode | None = None,
-) -> dict[str, Frozen]:
+def freeze(model: Model, splits: Iterable[str], logits: Encode | None = None) -> dict[str, Frozen]:
     """What a protocol is given for each split to be judged: a pass over it, and one over the training images.
 
     The judged images' `logits` come of the same pass. Images are normalised and not augmented: the central
-    square at side x side pixels. What `encode` raises passes through, and nothing is left behind.
+    square at side x side pixels. What the encoder raises passes through, and nothing is left behind.
     """
+    dataset, encode, device = model.dataset, model.features, model.device
 
     def encoded(split: Split) -> Labelled:
-        parts = encode_split(encode, dataset, split, side, device)
-        return Labelled(_stored(parts), split.labels, device)
+        return Labelled(stored(model.encoded(split, encode)), split.labels, device)
 
     def classified(split: Split, logits: Encode) -> Labelled:
         widths: list[int] = []
@@ -106,7 +145,7 @@ def freeze(
             widths[:] = [part.shape[1] for part in found]
             return torch.cat(found, dim=1)
 
-        found = _stored(encode_split(both, dataset, split, side, device))
+        found = stored(model.encoded(split, both))
         features, own = torch.split(found, widths, dim=1)
         return Labelled(features, split.labels, device, own)
 
@@ -115,7 +154,7 @@ def freeze(
 
     judged = {name: judge(getattr(dataset, name)) for name in dict.fromkeys(splits)}
     train = encoded(dataset.train)
-    return {name: Frozen(train, one, dataset.classes) for name, one in judged.items()}
+    return {name: Frozen(train, one, dataset.classes, model, name) for name, one in judged.items()}
 
 
 def sampled(dataset: Dataset, splits: Iterable[str] = ("test",)) -> Dataset:
@@ -140,27 +179,15 @@ def chosen(length: int, count: int) -> Int[Tensor, " n"]:
     return torch.cat([batches[int(i)] for i in order[: math.ceil(count / BATCH)].sort().values])
 
 
-def encode_split(
-    encode: Encode, dataset: Dataset, split: Split, side: int, device: torch.device | str
-) -> Iterator[Float[Tensor, "b d"]]:
-    """What `encode` gives of normalised, not augmented images, in batches of `BATCH`, on the host."""
-    mean, std = (torch.tensor(values, device=device) for values in (dataset.mean, dataset.std))
-    for read in ahead(split.read(indices, side) for indices in torch.split(torch.arange(len(split)), BATCH)):
-        images, boxes = (part.to(device, non_blocking=True) for part in read)
-        with torch.no_grad():
-            features = encode(normalise(crop(images, boxes, side), mean, std))
-        yield features.detach().float().cpu()
-
-
-def _stored(parts: Iterable[Float[Tensor, "b d"]]) -> Float[Tensor, "n d"]:
+def stored(parts: Iterable[Float[Tensor, "b *d"]]) -> Float[Tensor, "n *d"]:
     """The rows in a file without a name, which is gone with the tensor, however the process ends.
 
     It lies where TMPDIR says. The mapping is private: what is written to the tensor never reaches the file.
     """
     with tempfile.TemporaryFile() as file:
-        width = 0
+        shape: tuple[int, ...] = (0,)
         for part in parts:
-            width = part.shape[1]
+            shape = part.shape[1:]
             file.write(part.contiguous().numpy().data)
         file.flush()
-        return torch.from_numpy(np.memmap(file, np.float32, "c").reshape(-1, width))
+        return torch.from_numpy(np.memmap(file, np.float32, "c").reshape(-1, *shape))

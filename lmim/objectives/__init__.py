@@ -125,9 +125,21 @@ class Objective(nn.Module):
     def after_step(self, scheduled: Mapping[str, float]) -> None:
         """Follow the optimiser's step, `scheduled` being the values after it."""
 
-    def patch_features(self, images: Float[Tensor, "b c s s"], layer: int = 0) -> Float[Tensor, "b n d"]:
-        """Frozen features of whole images, one for each patch, after this block (0: after the last)."""
+    def tokens(
+        self, images: Float[Tensor, "b c s s"], layer: int = 0, norm: bool = False
+    ) -> Float[Tensor, "b t d"]:
+        """Of whole images: a class token and one of each patch, after this block; see `patch_features`.
+
+        `norm`: after the encoder's final norm. An objective without a class token leaves it out.
+        """
         raise NotImplementedError
+
+    def patch_features(self, images: Float[Tensor, "b c s s"], layer: int = 0) -> Float[Tensor, "b n d"]:
+        """Frozen features of whole images, one for each patch, after this block.
+
+        0 is after the last, -1 after the one before it.
+        """
+        return self.tokens(images, layer)[:, 1:]
 
     def features(self, images: Float[Tensor, "b c s s"], layer: int = 0) -> Float[Tensor, "b d"]:
         """The evaluation feature: the mean of the patches' unless the objective has a better one."""

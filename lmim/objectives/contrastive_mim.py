@@ -229,6 +229,8 @@ class ContrastiveMIM(Objective):
             online: list[Tensor] = [*self.mae.encoder.parameters(), *self.parts["project"].parameters()]
             torch._foreach_lerp_(list(self.copies.parameters()), online, 1 - self.momentum)
 
-    def patch_features(self, images: Float[Tensor, "b c s s"], layer: int = 0) -> Float[Tensor, "b n d"]:
-        """The last block's patch tokens."""
-        return self.mae.patch_features(images, layer)
+    def tokens(
+        self, images: Float[Tensor, "b c s s"], layer: int = 0, norm: bool = False
+    ) -> Float[Tensor, "b t d"]:
+        """A block's tokens of the encoder, the class token's first."""
+        return self.mae.tokens(images, layer, norm)

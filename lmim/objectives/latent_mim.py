@@ -109,6 +109,8 @@ class LatentMIM(Objective):
         """The momentum update that precedes the next step's target pass."""
         self.target.after_step(self.encoder, scheduled)
 
-    def patch_features(self, images: Float[Tensor, "b c s s"], layer: int = 0) -> Float[Tensor, "b n d"]:
-        """The last block's patch tokens."""
-        return self.encoder.patch_features(patchify(images, self.patch_size), layer)
+    def tokens(
+        self, images: Float[Tensor, "b c s s"], layer: int = 0, norm: bool = False
+    ) -> Float[Tensor, "b t d"]:
+        """A block's tokens of the encoder, the class token's first."""
+        return self.encoder.evaluated(patchify(images, self.patch_size), layer, norm)

@@ -147,13 +147,17 @@ class Supervised(Objective):
         """Of whole images."""
         return self.classifier(self.encoder.tokens(patchify(images, self.patch_size)))
 
-    def patch_features(self, images: Float[Tensor, "b c s s"], layer: int = 0) -> Float[Tensor, "b n d"]:
-        """The last block's patch tokens."""
-        return self.encoder.patch_features(patchify(images, self.patch_size), layer)
+    def tokens(
+        self, images: Float[Tensor, "b c s s"], layer: int = 0, norm: bool = False
+    ) -> Float[Tensor, "b t d"]:
+        """A block's tokens of the encoder, the class token's first; the final norm is the classifier's."""
+        tokens = self.encoder.evaluated(patchify(images, self.patch_size), layer)
+        normed: Tensor = self.norm(tokens) if norm else tokens
+        return normed
 
     def features(self, images: Float[Tensor, "b c s s"], layer: int = 0) -> Float[Tensor, "b d"]:
         """What the classifier reads, before its norm."""
-        return self.pooled(self.encoder.tokens(patchify(images, self.patch_size), layer=layer))
+        return self.pooled(self.tokens(images, layer))
 
 
 # ------------------------------------------------------------------------------ mixing and erasing

@@ -193,13 +193,17 @@ class VideoMIM(Objective):
         assert isinstance(found, Branch)
         return found
 
-    def patch_features(self, images: Float[Tensor, "b c s s"], layer: int = 0) -> Float[Tensor, "b n d"]:
-        """The last block's patch tokens of the image encoder, or of the video encoder's first tubes."""
+    def tokens(
+        self, images: Float[Tensor, "b c s s"], layer: int = 0, norm: bool = False
+    ) -> Float[Tensor, "b t d"]:
+        """A block's tokens, class token first: of the image encoder, or the video encoder's first tubes."""
         patches = patchify(images, self.patch_size)
         if "image" in self.branches:
-            return self.branch("image").encoder.patch_features(patches, layer)
+            return self.branch("image").encoder.evaluated(patches, layer, norm)
         first = torch.arange(self.grid**2, device=images.device).expand(len(images), -1)
-        return self.branch("video").encoder.tokens(patches.repeat(1, 1, self.tube), first, layer=layer)[:, 1:]
+        encoder = self.branch("video").encoder
+        found = encoder.tokens(patches.repeat(1, 1, self.tube), first, layer=layer)
+        return encoder.norm(found) if norm else found
 
 
 class Branch(nn.Module):

@@ -235,11 +235,16 @@ def _check_evaluations(spec: Spec, configs: Mapping[str, Config]) -> None:
     for number, one in enumerate(spec.sheet.evaluations):
         where = f"{spec.sheet.where('evaluate', number)}: evaluate"
         if not any(one.applies(config) for config in configs.values()):
-            fail(where, f"{one.protocol}: no arm of this sweep has {', '.join(one.needs)}")
+            fail(where, f"{one.protocol}: no arm of this sweep has {', '.join(one.methods)}")
         for arm, config in configs.items():
-            if hasattr(config, "encoder") and one.layer > (depth := config.section("encoder").depth):
-                wanted = f"expected at most the encoder.depth of {arm}, {depth}, found {one.layer}"
+            if hasattr(config, "encoder") and one.layers > (depth := config.section("encoder").depth):
+                wanted = f"expected at most the encoder.depth of {arm}, {depth}, found {one.layers}"
                 fail(where, f"{one.protocol}.layer: {wanted}")
+            if (data := one.opens) is not None:
+                theirs, ours = facts.dataset_of(data, one.sources), facts.data_of(config)
+                if not ours.error and theirs.channels != ours.channels:
+                    wanted = f"expected data of {ours.channels} channels, as {arm} has seen"
+                    fail(where, f"{one.protocol}.data: {wanted}, found {data.name} of {theirs.channels}")
 
 
 def _baseline(spec: Spec, name: str) -> Cell:

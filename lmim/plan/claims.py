@@ -133,7 +133,9 @@ def read_claims(spec: Spec, arms: Arms, configs: Mapping[str, Config]) -> tuple[
         for arm in (arm for arm in arms if judge and any(arm in side for side in chosen)):
             if judge and not judge.applies(configs[arm]):
                 has = f"{arm}, whose objective {configs[arm].objective} has none"
-                fail(where, f"expected arms with {', '.join(judge.needs)} for {judge.protocol}, found {has}")
+                fail(
+                    where, f"expected arms with {', '.join(judge.methods)} for {judge.protocol}, found {has}"
+                )
         if spec.file.end_collapsed and _about_collapse(claim, spec.file.metric):
             rule = spec.sheet.where("end_collapsed")
             fail(where, f"expected no claim about collapse with end_collapsed ({rule}), found {show(text)}")

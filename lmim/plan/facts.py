@@ -17,7 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lmim.config import Config
+from lmim.config import Config, Section
 from lmim.errors import UserError
 from lmim.files import cache_root, write_atomic
 from lmim.trial.code import code_digest
@@ -44,6 +44,8 @@ class Data:
     """The first of them."""
     frames: int = 1
     """Frames of every clip; 1 of images."""
+    masks: bool = False
+    """Whether it is told what each pixel shows."""
 
 
 @dataclass(frozen=True)
@@ -83,9 +85,14 @@ _known: dict[str, dict[str, Any]] = {}
 
 def data_of(config: Config) -> Data:
     """What the config's dataset is; with an `error` where it cannot be opened."""
-    given = config.data.model_dump_json(exclude={"version", "crop_scale", "flip"})
-    own = {file: text for file, text in config.sources.items() if config.data.name.startswith(f"{file}:")}
-    return _data(given, json.dumps(own))
+    return dataset_of(config.data, config.sources)
+
+
+def dataset_of(data: Section, sources: Mapping[str, str]) -> Data:
+    """What a dataset is, by a `data` section; with an `error` where it cannot be opened."""
+    given = data.model_dump(mode="json", exclude={"version", "crop_scale", "flip"})
+    own = {file: text for file, text in sources.items() if given["name"].startswith(f"{file}:")}
+    return _data(json.dumps(given), json.dumps(own))
 
 
 @functools.cache

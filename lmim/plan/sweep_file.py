@@ -15,7 +15,7 @@ from pydantic import BeforeValidator, Field, ValidationError
 from lmim.config import Section
 from lmim.errors import fail, nearest, show
 from lmim.metrics import Metric, full_name, known
-from lmim.plan import designs
+from lmim.plan import designs, facts
 from lmim.plan.located_yaml import Node, read_yaml
 from lmim.plan.search import Search, Tune, read_search
 from lmim.plan.settings import BASE, OWN, SCALE, Schema, Setting, Settings, expectation
@@ -284,9 +284,29 @@ def _search(
 
 def _evaluations(file: SweepFile, sheet: Sheet, schema: Schema) -> tuple[Evaluation, ...]:
     try:
-        return read_evaluations(file.evaluate, schema.sources)
+        return with_data(read_evaluations(file.evaluate, schema.sources))
     except EntryError as error:
         fail(f"{sheet.where('evaluate', error.entry)}: evaluate", str(error))
+
+
+def with_data(evaluations: Iterable[Evaluation]) -> tuple[Evaluation, ...]:
+    """Evaluations with the versions of the data that they open.
+
+    Raises:
+        EntryError: data cannot be opened, or have not what the protocol needs.
+    """
+    found = []
+    for number, one in enumerate(evaluations):
+        if (data := one.opens) is not None:
+            about = facts.dataset_of(data, one.sources)
+            if about.error:
+                raise EntryError(number, f"{one.protocol}: {about.error}")
+            if "masks" in one.needs and not about.masks:
+                wanted = "expected data with masks of objects, such as glyph_scenes or glyph_videos"
+                raise EntryError(number, f"{one.protocol}.data: {wanted}, found {data.name}")
+            one = replace(one, version=str(about.version))
+        found.append(one)
+    return tuple(found)
 
 
 def _below(file: SweepFile, sheet: Sheet, scale: str) -> list[tuple[Path, Node, int]]:

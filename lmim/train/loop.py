@@ -33,9 +33,8 @@ from lmim.data.reading import set_num_threads
 from lmim.data.splits import Subset
 from lmim.encoder import recompute
 from lmim.errors import UserError
-from lmim.evaluate import judge
+from lmim.evaluate import Model, View, image_features, judge, patch_features
 from lmim.evaluate.collapse import diagnostics
-from lmim.evaluate.features import encode_split
 from lmim.evaluate.nn import nn_top1
 from lmim.metrics import COLLAPSED, NN_GAIN, RANK_RATIO, SAVED, SECONDS, SPREAD_RATIO, VAL_NN, kept
 from lmim.objectives import Objective, Setup
@@ -255,8 +254,9 @@ class Run:
             return self.objective.patch_features(images).mean(dim=1)
 
         some, side = self._some_images(NEAREST, split), self.config.data.image_size
+        model = Model(encode, self.objective.patch_features, self.dataset, side, self.device)
         self.objective.eval()
-        features = torch.cat([*encode_split(encode, self.dataset, some, side, self.device)])
+        features = torch.cat([*model.encoded(some, encode)])
         self.objective.train()
         name = VAL_NN if split == "val" else "collapse/nn_top1"
         return {name: nn_top1(features.to(self.device), some.labels.to(self.device))}
@@ -575,15 +575,21 @@ class _Stopped(Exception):
 def _evaluate(run: Run, folder: TrialFolder, missing: Sequence[Evaluation], stop: Stop) -> None:
     """Judge the trial's encoder by the protocols that have not."""
 
-    def features(images: Float[Tensor, "b c s s"], **layer: int) -> Float[Tensor, "b d"]:
-        if stop():
-            raise _Stopped
-        return run.objective.features(images, **layer)
-
     objective, data = run.objective.eval(), run.config.data
+
+    def pausing(view: View) -> View:
+        def found(images: Float[Tensor, "b c s s"], **how: Any) -> Tensor:
+            if stop():
+                raise _Stopped
+            return view(objective, images, **how)
+
+        return found
+
+    encode, patches = pausing(image_features), pausing(patch_features)
     logits = getattr(objective, "logits", None)
     with contextlib.suppress(_Stopped):
-        for evaluation, found in judge(features, run.dataset, data.image_size, missing, run.device, logits):
+        judged = judge(encode, run.dataset, data.image_size, missing, run.device, logits, patches)
+        for evaluation, found in judged:
             write_result(
                 evaluation.file(folder.path, data.version or ""),
                 Result(

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, create_model
 
 from lmim import variants
-from lmim.config import Config, Section
+from lmim.config import Config, Data, Section
 from lmim.errors import UserError, nearest, show, word
 from lmim.files import write_atomic
 from lmim.metrics import OWN, Better, Metric
@@ -25,15 +25,27 @@ from lmim.metrics import OWN, Better, Metric
 DEFAULT = ("nn", "knn", "linear")
 """The protocols of a sweep file that names none."""
 
-GIVEN = ("logits",)
-"""What a protocol may need: a method of objectives, whose output for the judged images it is given too."""
+GIVEN = ("logits", "masks")
+"""What a protocol may need: the `logits` of objectives that classify, for the judged images; `masks` of the
+data that it opens."""
 
 EVERY = {
     "layer": variants.Setting(
-        variants.Count, 0, "The block of the encoder after which features are taken; 0 is the last."
-    )
+        variants.Count | Literal["last4"],
+        0,
+        "The block of the encoder after which features are taken; 0 is the last, `last4` are four together.",
+    ),
+    "features": variants.Setting(
+        Literal["own", "patch_mean", "cls", "patch_mean+cls"],
+        "own",
+        "What an image's feature is; `own` is the objective's: the patches' mean, or what it classifies.",
+    ),
+    "norm": variants.Setting(bool, False, "Whether features are taken after the encoder's final norm."),
 }
-"""The settings of every protocol."""
+"""The settings of every protocol: how it sees the encoder."""
+
+DATA, PATH = "data", "path"
+"""The settings of a protocol that judges other data than the trial's: a dataset's name, and where it lies."""
 
 FOLDERS = {"test": "eval", "val": "val"}
 """What a metric's name begins with: by the split that is judged."""
@@ -63,7 +75,9 @@ class Evaluation:
     settings: dict[str, Any] = field(default_factory=dict)
     split: Literal["test", "val"] = "test"
     sources: Mapping[str, str] = field(default_factory=dict)
-    """Where the protocol is the user's own: its file, and the text of it."""
+    """Where the protocol or its data are the user's own: the files, and the text of each."""
+    version: str = ""
+    """What the data are that the protocol opens, if it opens any: filled in by the plan."""
 
     @property
     def name(self) -> str:
@@ -71,15 +85,28 @@ class Evaluation:
         return self.protocol.rpartition(":")[2]
 
     @property
-    def layer(self) -> int:
-        """The block after which features are taken; 0 is the last."""
-        return int(self.settings.get("layer", 0))
+    def view(self) -> dict[str, Any]:
+        """How it sees the encoder: those settings of every protocol that are not at their neutral value."""
+        return {key: self.settings[key] for key in EVERY if key in self.settings}
+
+    @property
+    def layers(self) -> int:
+        """How deep an encoder must be."""
+        layer = self.settings.get("layer", 0)
+        return 4 if layer == "last4" else int(layer)
+
+    @property
+    def opens(self) -> Data | None:
+        """Data that it judges in place of the trial's, or beside them."""
+        name = self.settings.get(DATA)
+        return Data(name=name, path=self.settings.get(PATH) or None) if name else None
 
     @property
     def changed(self) -> dict[str, Any]:
-        """The settings that are not at their neutral value."""
+        """The settings that are not neutral, but for where data lie, as the version names them."""
         neutral = settings_of(self.protocol, self.sources)
-        return {key: value for key, value in self.settings.items() if value != neutral[key].neutral}
+        moved = {PATH} if DATA in neutral else set()
+        return {k: v for k, v in self.settings.items() if k not in moved and v != neutral[k].neutral}
 
     @property
     def metrics(self) -> dict[str, Metric]:
@@ -100,15 +127,21 @@ class Evaluation:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """What an objective must have besides features, by the NEEDS of the protocol's file."""
+        """What there must be besides features, by the NEEDS of the protocol's file."""
         needs = variants.describe("evaluate", self.protocol, self.sources).constants.get("NEEDS", ())
         return tuple(needs)
 
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The methods that an objective must have."""
+        tokens = ("tokens",) if self.view.keys() & {"features", "norm"} else ()
+        return (*(need for need in self.needs if need != "masks"), *tokens)
+
     def applies(self, config: Config) -> bool:
         """Whether the config's objective has what the protocol needs; another's trials it does not judge."""
-        if not self.needs:
+        if not (wanted := self.methods):
             return True
-        return variants.describe("objective", config.objective, config.sources).methods >= {*self.needs}
+        return variants.describe("objective", config.objective, config.sources).methods >= {*wanted}
 
     def identity(self, trial: str, data_version: str) -> str:
         """Eight hex digits of the SHA-256 of what the figures depend on, besides the package's own code."""
@@ -117,7 +150,7 @@ class Evaluation:
             "protocol": self.protocol,
             "settings": self.changed,
             "split": self.split,
-            "data": data_version,
+            "data": self.version or data_version,
             "sources": {file: variants.digest(text) for file, text in self.sources.items()},
         }
         canonical = json.dumps(used, sort_keys=True, separators=(",", ":"))
@@ -196,13 +229,19 @@ def _read(protocol: str, given: Mapping[str, Any], sources: Mapping[str, str]) -
     except ValidationError as error:
         first = error.errors()[0]
         expected = first["msg"].removeprefix("Input should be ").replace("a valid integer", "an integer")
-        key = ".".join([protocol, *map(str, first["loc"])])
+        key = ".".join([protocol, str(first["loc"][0])])
         raise ValueError(
             f"{key}: expected {expected.replace('valid ', '')}, found {show(first['input'])}"
         ) from None
-    file = protocol.partition(":")[0]
     given = {k: v for k, v in read.model_dump().items() if k not in EVERY or v != EVERY[k].neutral}
-    one = Evaluation(protocol, given, sources={file: sources[file]} if own else {})
+    files = [ref.partition(":")[0] for ref in (protocol, given.get(DATA, "")) if variants.own(ref)]
+    one = Evaluation(protocol, given, sources={file: sources[file] for file in files})
+    if one.opens:
+        try:
+            variants.describe("data", one.opens.name, sources)
+        except ValueError as error:
+            near = nearest(one.opens.name, variants.choices("data"))
+            raise ValueError(f"{protocol}.data: {error}, found {show(one.opens.name)}{near}") from None
     _entries(protocol, one.sources)
     if unknown := [need for need in one.needs if need not in GIVEN]:
         raise ValueError(f"{protocol}: expected NEEDS of {', '.join(GIVEN)}, found {show(unknown[0])}")
@@ -247,6 +286,8 @@ class Result(BaseModel):
     split: Literal["test", "val"]
     sources: dict[str, str] = {}
     """The user's own protocol, as it was."""
+    version: str = ""
+    """Of the data that the protocol opened, if it did."""
     data_version: str
     metrics: dict[str, float]
     """By their full names."""
@@ -266,7 +307,7 @@ class Result(BaseModel):
     @property
     def evaluation(self) -> Evaluation:
         """What was asked for."""
-        return Evaluation(self.protocol, self.settings, self.split, self.sources)
+        return Evaluation(self.protocol, self.settings, self.split, self.sources, self.version)
 
 
 def write_result(file: Path, result: Result) -> None:

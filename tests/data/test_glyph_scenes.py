@@ -67,7 +67,7 @@ def test_a_split_gives_masks_and_classes_of_its_images() -> None:
     drawn, rows = draw(SMALL, "test"), torch.tensor([7, 0, 7])
     assert isinstance(data.test, ArraySplit)
     for split, at in ((data.test, rows), (Subset(data.test, rows), torch.arange(3))):
-        masks, classes = split.read_masks(at), split.read_classes(at)
+        masks, classes = split.read_masks(at, 20), split.read_classes(at, 20)
         assert np.array_equal(split.read(at, 20)[0], drawn["images"][rows.numpy()])
         assert np.array_equal(masks, drawn["masks"][rows.numpy()])
         for row, mask, found in zip(rows.tolist(), masks, classes, strict=True):
@@ -81,17 +81,15 @@ def test_masks_of_larger_images_are_shrunk_with_them() -> None:
     masks[0, :4, 4:] = 3
     images = torch.tensor(masks[:, None] * 50).numpy()
     split = ArraySplit(images, torch.tensor([0]), 4, masks)
-    assert split.read_masks(torch.tensor([0])).tolist() == [[[0, 0, 3, 3]] * 2 + [[0] * 4] * 2]
+    assert split.read_masks(torch.tensor([0]), 4).tolist() == [[[0, 0, 3, 3]] * 2 + [[0] * 4] * 2]
     assert split.read(torch.tensor([0]), 4)[0].shape[-2:] == (4, 4)
 
 
-def test_data_without_masks_or_classes_say_so() -> None:
-    """A user who asks for masks of plain images would get a traceback that names neither."""
-    plain = ArraySplit(np.zeros((1, 1, 4, 4), np.uint8), torch.tensor([0]), 4)
-    with pytest.raises(UserError, match="no masks"):
-        plain.read_masks(torch.tensor([0]))
-    with pytest.raises(UserError, match="no class of their masks"):
-        dataclasses.replace(plain, masks=np.zeros((1, 4, 4), np.uint8)).read_classes(torch.tensor([0]))
+def test_masks_without_classes_say_so() -> None:
+    """A user who gives the probe masks of objects alone would get a traceback that names neither."""
+    masks = np.zeros((1, 4, 4), np.uint8)
+    with pytest.raises(UserError, match="of which class each pixel"):
+        ArraySplit(masks[:, None], torch.tensor([0]), 4, masks).read_classes(torch.tensor([0]), 4)
 
 
 def test_the_version_follows_every_field() -> None:

@@ -1,11 +1,16 @@
-"""The diagnostics by their mathematics."""
+"""The diagnostics, and the protocol, by their mathematics."""
+
+import math
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from lmim.evaluate.collapse import diagnostics, mean_cosine, rankme
+from lmim.evaluate.collapse import METRICS, collapse, diagnostics, mean_cosine, rankme, uniformity
+from lmim.evaluate.features import freeze
 from lmim.metrics import COLLAPSED, RANK_RATIO, SPREAD_RATIO, kept
+from lmim.trial.evaluation import read_evaluations
+from tests.evaluate.builders import DIGITS, flat, model, quarters
 
 
 def test_rank_of_isotropic_and_of_constant_features() -> None:
@@ -88,3 +93,46 @@ def test_known_collapses_are_told_from_what_is_none() -> None:
     assert left_of(neural) > 0.9, "neural collapse: ten corners of a simplex"
     assert left_of(noise[:, :20] @ torch.randn(20, 64, generator=generator)) > 0.9, "20 directions of 64"
     assert left_of(noise) == pytest.approx(1, abs=0.05)
+
+
+def test_uniformity_by_hand() -> None:
+    """Pairs of an image with itself, or distances that are not squared, would be another figure."""
+    x = torch.tensor([[1.0, 0.0], [0.0, 2.0], [-3.0, 0.0]])  # squared distances of the directions: 2, 4, 2
+    expected = math.log((2 * math.exp(-4) + math.exp(-8)) / 3)
+    assert uniformity(x) == pytest.approx(expected, rel=1e-6)
+    assert uniformity(x, chunk=2) == pytest.approx(expected, rel=1e-6)
+    assert uniformity(torch.ones(5, 3)) == pytest.approx(0, abs=1e-5)
+    assert math.isnan(uniformity(torch.ones(1, 3)))
+
+
+def test_protocol_is_that_of_all_judged_images() -> None:
+    """Figures of another batch, or of the training images, would be called by the same names."""
+    frozen = freeze(model(), ["test"])["test"]
+    found = collapse(frozen)
+    assert found.keys() == METRICS.keys()
+    assert found == collapse(frozen)
+    features = frozen.judged.features
+    images = model().normalised(*DIGITS.test.read(torch.arange(len(DIGITS.test)), 8))
+    by_patch = mean_cosine(quarters(images)).mean()
+    assert found["rankme"] == pytest.approx(float(rankme(features)))
+    assert found["image_cosine"] == pytest.approx(float(mean_cosine(features)))
+    assert found["patch_cosine"] == pytest.approx(float(by_patch), rel=1e-5)
+    assert found["uniformity"] == pytest.approx(uniformity(features))
+    assert collapse(frozen.sample()).keys() == METRICS.keys()
+
+
+def test_alignment_is_the_distance_of_two_crops() -> None:
+    """Crops that were the same would align anything."""
+    frozen = freeze(model(), ["test"])["test"]
+    whole, wide, narrow = (collapse(frozen, crop_scale=scale)["alignment"] for scale in (1.0, 0.7, 0.2))
+    assert 0 <= whole < wide < narrow < 2
+    constant = collapse(freeze(model(lambda x: 1 + 0 * flat(x)), ["test"])["test"])
+    assert constant["alignment"] == pytest.approx(0, abs=1e-6)
+    assert constant["uniformity"] == pytest.approx(0, abs=1e-4)
+    assert constant["rankme"] == pytest.approx(1, abs=1e-3)
+
+
+def test_its_metrics_are_not_those_of_the_trainer() -> None:
+    """One name for two figures is refused when planned."""
+    [one] = read_evaluations(["collapse"])
+    assert {metric.name for metric in one.metrics.values()} == {f"eval/{name}" for name in METRICS}

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from lmim.data import Dataset
 from lmim.data.augment import WHOLE
-from lmim.evaluate import Judged, features, judge, sampled
+from lmim.evaluate import Judged, features, judge
+from lmim.evaluate.features import sampled
 from lmim.evaluate.knn import Neighbours
 from lmim.evaluate.linear import linear_top1
 from lmim.evaluate.nn import nn_top1

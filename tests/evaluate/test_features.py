@@ -10,19 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from lmim.config import Data
-from lmim.data import open_dataset
 from lmim.evaluate.features import BATCH, Frozen, Labelled, chosen, freeze, sampled
-
-DIGITS = open_dataset(Data(name="digits", image_size=8))
-
-
-def flat(x: Tensor) -> Tensor:
-    return x.flatten(1)
+from tests.evaluate.builders import DIGITS, flat, model
 
 
 def digits() -> Frozen:
-    return freeze(flat, DIGITS, ["test"], 8)["test"]
+    return freeze(model(), ["test"])["test"]
 
 
 def test_features_are_those_of_the_images_in_order() -> None:
@@ -67,7 +60,7 @@ def test_nothing_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
     opened = psutil.Process().num_fds()
     with pytest.raises(KeyboardInterrupt):
-        freeze(stopping, DIGITS, ["test"], 8)
+        freeze(model(stopping), ["test"])
     assert digits().finite()
     assert calls == [0] * 5
     assert not list(tmp_path.iterdir())
@@ -100,7 +93,7 @@ def test_a_sample_is_whole_batches_and_the_same_each_time() -> None:
 
 def test_the_images_of_a_sample_can_be_read_alone() -> None:
     """Else another version of the code could be compared only by encoding everything again."""
-    alone, sample = freeze(flat, sampled(DIGITS), ["test"], 8)["test"], digits().sample()
+    alone, sample = freeze(model(dataset=sampled(DIGITS)), ["test"])["test"], digits().sample()
     assert torch.equal(alone.train.features, sample.train.features)
     assert torch.equal(alone.judged.labels, sample.judged.labels)
     again = alone.sample()
@@ -109,7 +102,7 @@ def test_the_images_of_a_sample_can_be_read_alone() -> None:
 
 def test_features_of_another_precision_are_kept_as_float32() -> None:
     """bfloat16 cannot be put in the file, and would make cosines of two digits."""
-    frozen = freeze(lambda x: flat(x).bfloat16(), DIGITS, ["test"], 8)["test"]
+    frozen = freeze(model(lambda x: flat(x).bfloat16()), ["test"])["test"]
     assert frozen.train.features.dtype is torch.float32
     assert torch.equal(frozen.judged.features, digits().judged.features.bfloat16().float())
 

@@ -6,8 +6,8 @@ import torch
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
-from lmim.evaluate.features import Frozen, Labelled
 from lmim.evaluate.knn import TEMPERATURE, Neighbours, knn
+from tests.evaluate.builders import frozen, nothing
 
 
 def clusters(rows: int, width: int = 8, classes: int = 5, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -35,8 +35,8 @@ def test_knn_agrees_with_scikit_learn(k: int) -> None:
     assert torch.equal(neighbours.predict(), predicted)
     expected = 100 * float((predicted == test_labels).float().mean())
     assert 30 < expected < 95
-    frozen = Frozen(Labelled(train, train_labels), Labelled(test, test_labels), 5)
-    assert knn(frozen, k=k) == pytest.approx({"knn_top1": expected})
+    found = frozen((train, train_labels), (test, test_labels), 5)
+    assert knn(found, k=k) == pytest.approx({"knn_top1": expected})
 
 
 @pytest.mark.parametrize("chunk", [1, 13, 64])
@@ -56,6 +56,5 @@ def test_knn_does_not_depend_on_how_the_training_set_is_cut(chunk: int, batch: i
 
 def test_knn_without_training_images() -> None:
     """An empty training split must not come out as a score."""
-    empty = Labelled(torch.ones(0, 3), torch.zeros(0, dtype=torch.long))
     with pytest.raises(ValueError, match="never given an image"):
-        knn(Frozen(empty, Labelled(torch.ones(2, 3), torch.zeros(2, dtype=torch.long)), 1), k=1)
+        knn(frozen(nothing(3), (torch.ones(2, 3), torch.zeros(2, dtype=torch.long)), 1), k=1)

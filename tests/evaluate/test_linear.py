@@ -10,8 +10,8 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from lmim.evaluate import linear
-from lmim.evaluate.features import Frozen, Labelled
 from lmim.evaluate.linear import Ridge, linear_top1
+from tests.evaluate.builders import frozen
 
 
 def problem(rows: int, seed: int = 0, width: int = 12, classes: int = 4) -> tuple[Tensor, Tensor]:
@@ -46,8 +46,8 @@ def test_agrees_with_scikit_learn(penalty: float, monkeypatch: pytest.MonkeyPatc
     assert torch.equal(ridge.predict(test), predicted)
     expected = 100 * float((predicted == test_labels).float().mean())
     assert 30 < expected < 99
-    frozen = Frozen(Labelled(train, train_labels), Labelled(test, test_labels), 4)
-    assert linear.linear(frozen) == pytest.approx({"linear_top1": expected})
+    found = frozen((train, train_labels), (test, test_labels), 4)
+    assert linear.linear(found) == pytest.approx({"linear_top1": expected})
 
 
 def test_does_not_depend_on_the_batches() -> None:

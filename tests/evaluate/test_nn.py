@@ -5,8 +5,8 @@ import torch
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
-from lmim.evaluate.features import Frozen, Labelled
 from lmim.evaluate.nn import nn, nn_top1
+from tests.evaluate.builders import frozen
 
 
 def clusters(rows: int, width: int = 8, classes: int = 5, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -25,8 +25,8 @@ def test_nn_is_leave_one_out_by_cosine() -> None:
     other = model.kneighbors(features, return_distance=False)[:, 1]
     expected = 100 * float((labels[other] == labels).float().mean())
     assert 30 < expected < 95
-    frozen = Frozen(Labelled(*clusters(50, seed=2)), Labelled(features, labels), 5)
-    assert nn(frozen) == pytest.approx({"nn_top1": expected})
+    found = frozen(clusters(50, seed=2), (features, labels), 5)
+    assert nn(found) == pytest.approx({"nn_top1": expected})
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 199, 200, 1000])

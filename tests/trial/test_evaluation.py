@@ -105,7 +105,10 @@ def test_metrics_are_named_by_what_is_not_neutral(entry: object, split: Any, met
     [
         (["nn", "knnn"], "expected one of knn, linear, nn, retrieval, top1, found knnn; did you mean knn?"),
         (["nn", "collapse"], "expected one of knn, linear, nn, retrieval, top1, found collapse"),
-        (["nn", {"knn": {"kk": 5}}], "knn: unknown setting kk; expected k, layer; did you mean k?"),
+        (
+            ["nn", {"knn": {"kk": 5}}],
+            "knn: unknown setting kk; expected k, layer, features, norm; did you mean k?",
+        ),
         (["nn", {"linear": {"k": 5}}], "linear: unknown setting k; expected layer"),
         (["nn", {"knn": {"k": "five"}}], "knn.k: expected an integer, found five"),
         (["nn", {"knn": {"k": True}}], "knn.k: expected an integer, found true"),

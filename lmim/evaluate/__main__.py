@@ -1,0 +1,201 @@
+"""Judge any encoder by any protocol: `python -m lmim.evaluate ENCODER --protocols knn,linear`."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import ValidationError
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from lmim import config, variants
+from lmim.command import Parser, exit_code
+from lmim.config import Config
+from lmim.data import Dataset, open_dataset
+from lmim.errors import UserError, brief, nearest, show
+from lmim.evaluate import image_features, judge, patch_features
+from lmim.loading import load_trial
+from lmim.plan.located_yaml import parse_yaml
+from lmim.plan.settings import expectation
+from lmim.plan.sweep_file import with_data
+from lmim.train.loop import choose_device
+from lmim.trial.evaluation import DEFAULT, Evaluation, protocol_of, read_evaluations
+
+ENCODER = (
+    "what is judged: the folder of a trial (results/trials/<id>); a checkpoint of Latent MIM's or MAE's "
+    "authors (.pth, .safetensors; with --layout and --model); or timm:<name>, with --weights or random"
+)
+
+
+@dataclass(frozen=True)
+class Judgeable:
+    """An encoder, with the data that it has seen or is to be judged on."""
+
+    encoder: nn.Module
+    """With `features` and `patch_features` as an `Objective` has them."""
+    data: config.Data
+    sources: dict[str, str]
+    statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    """Mean and deviation that it expects pixels to be normalised by; None: those of the data."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """0: every protocol has figures, 1: some have none, 2: wrong arguments."""
+    return exit_code(lambda: _command(argv))
+
+
+def _command(argv: Sequence[str] | None) -> int:
+    options = _parser().parse_args(argv)
+    console = Console(stderr=True)
+    evaluations = _evaluations(options.protocols, options.split)
+    with console.status("reading the encoder ..."):
+        given = _open(options)
+        given.encoder.eval()
+        dataset = _dataset(given)
+    device = choose_device(Config.read({"run": {"device": options.device}}))
+    encoder = given.encoder.to(device)
+    for one in evaluations:
+        if lacking := [method for method in one.methods if not hasattr(encoder, method)]:
+            raise UserError(f"{one.protocol}: {options.encoder} has no {', '.join(lacking)}")
+    views: list[Callable[..., Any]] = [partial(view, encoder) for view in (image_features, patch_features)]
+    logits = getattr(encoder, "logits", None)
+    metrics: dict[str, float] = {}
+    table = Table("protocol", "metric", "value", "seconds", title=f"{options.encoder} on {given.data.name}")
+    failed = []
+    with console.status("judging ..."):
+        judged = judge(views[0], dataset, given.data.image_size, evaluations, device, logits, views[1])
+        for one, found in judged:
+            names = {metric.name: metric for metric in one.metrics.values()}
+            metrics |= found.metrics
+            failed += [found.error] if found.error else []
+            for name, value in found.metrics.items():
+                unit = names[name].unit
+                table.add_row(one.name, names[name].label, f"{value:.4g} {unit}", f"{found.seconds:.1f}")
+    if options.json:
+        about = {"encoder": options.encoder, "data": given.data.name, "version": dataset.version}
+        print(json.dumps(about | {"metrics": metrics, "errors": failed}, indent=1))
+    else:
+        Console(width=None if sys.stdout.isatty() else 120).print(table, markup=False)
+    for error in failed:
+        print(f"error: {error}", file=sys.stderr)
+    return int(bool(failed))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(prog="python -m lmim.evaluate", description="Judge any frozen encoder by any protocol.")
+    parser.add_argument("encoder", metavar="ENCODER", help=ENCODER)
+    written = "as a sweep file's `evaluate` has them: 'nn, {knn: {k: 5}}'"
+    parser.add_argument("--protocols", default=",".join(DEFAULT), help=f"{written}; default: nn,knn,linear")
+    parser.add_argument("--split", choices=["test", "val"], default="test", help="default: test")
+    parser.add_argument(
+        "--data", metavar="NAME", help="a dataset, as data.name; default: the trial's, or glyphs"
+    )
+    parser.add_argument("--data-path", metavar="DIR", help="where it lies, as data.path")
+    parser.add_argument(
+        "--image-size", type=int, metavar="N", help="side in pixels; default: the encoder's own"
+    )
+    parser.add_argument("--layout", choices=["latent_mim", "mae"], help="whose checkpoint a file is")
+    parser.add_argument(
+        "--model", default="{}", help="the authors' arguments of its model: '{embed_dim: 768, depth: 12}'"
+    )
+    parser.add_argument("--weights", metavar="FILE", help="of a timm model; nothing is downloaded")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: auto")
+    parser.add_argument("--json", action="store_true", help="print figures as JSON")
+    return parser
+
+
+def _evaluations(text: str, split: Literal["test", "val"]) -> tuple[Evaluation, ...]:
+    try:
+        entries = parse_yaml(f"[{text}]", "--protocols").plain()
+        named = [protocol_of(entry) for entry in entries]
+        refs = [name for name, _ in named] + [str(settings.get("data", "")) for _, settings in named]
+        sources = dict(variants.read_source(ref, Path()) for ref in refs if variants.own(ref))
+        found = with_data(read_evaluations(entries, sources))
+    except ValueError as error:
+        raise UserError(f"--protocols: {error}") from None
+    return tuple(replace(one, split=split) for one in found)
+
+
+def _open(options: argparse.Namespace) -> Judgeable:
+    changes = {"name": options.data, "path": options.data_path}
+    given = {key: value for key, value in changes.items() if value is not None}
+    sources = dict([variants.read_source(options.data, Path())] if variants.own(options.data or "") else [])
+    if options.encoder.startswith("timm:"):
+        from lmim.interop import TimmEncoder
+
+        name = options.encoder.removeprefix("timm:")
+        side = TimmEncoder.side(name) if options.image_size is None else options.image_size
+        data = _data(given | {"image_size": side}, sources)
+        dataset = open_dataset(data, sources)
+        encoder = TimmEncoder.create(name, data.image_size, dataset.channels, options.weights)
+        return Judgeable(encoder, data, sources, encoder.statistics(dataset.channels))
+    if options.layout:
+        from lmim.interop import load_mae, load_official
+
+        arguments = _mapping(options.model)
+        load = load_mae if options.layout == "mae" else load_official
+        found, settings = load(options.encoder, arguments)
+        return Judgeable(found, _data(given | {"image_size": settings.data.image_size}, sources), sources)
+    if not Path(options.encoder).is_dir():
+        wanted = (
+            "expected the folder of a trial, timm:<name>, or a checkpoint with --layout latent_mim or mae"
+        )
+        raise UserError(f"{options.encoder}: {wanted}")
+    trial = load_trial(options.encoder)
+    if options.image_size not in (None, trial.config.data.image_size):
+        seen = trial.config.data.image_size
+        raise UserError(f"--image-size: expected {seen}, as the trial has seen, found {options.image_size}")
+    if not given:
+        return Judgeable(trial.encoder, trial.config.data, trial.config.sources)
+    trained = open_dataset(trial.config.data, trial.config.sources)
+    statistics = trained.mean, trained.std
+    side = {"image_size": trial.config.data.image_size}
+    return Judgeable(trial.encoder, _data(given | side, sources), sources, statistics)
+
+
+def _mapping(text: str) -> dict[str, Any]:
+    found = parse_yaml(text, "--model").plain()
+    if not isinstance(found, dict):
+        raise UserError(f"--model: expected a mapping such as '{{embed_dim: 768}}', found {text}")
+    return found
+
+
+def _data(given: dict[str, Any], sources: dict[str, str]) -> config.Data:
+    tree = {"objective": "raw_pixels", "data": given, "sources": sources}
+    try:
+        return Config.read(tree).data
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = {"image_size": "--image-size", "path": "--data-path"}.get(str(first["loc"][-1]), "--data")
+        expected, names = expectation(first)
+        near = nearest(first["input"], names or variants.choices("data"))
+        raise UserError(f"{option}: expected {expected}, found {show(first['input'])}{near}") from None
+
+
+def _dataset(given: Judgeable) -> Dataset:
+    """The data, normalised as the encoder expects it."""
+    dataset = open_dataset(given.data, given.sources)
+    if given.statistics is not None:
+        dataset = replace(dataset, mean=given.statistics[0], std=given.statistics[1])
+    if dataset.channels != len(dataset.mean):
+        wanted = f"expected data of {len(dataset.mean)} channels, as the encoder has seen"
+        raise UserError(f"--data: {wanted}, found {given.data.name} of {dataset.channels}")
+    side = given.data.image_size
+    try:
+        with torch.no_grad():
+            given.encoder.features(torch.zeros(1, dataset.channels, side, side))  # type: ignore[operator]
+    except (AssertionError, RuntimeError, ValueError) as error:
+        where = f"{given.data.name} of {dataset.channels} channels at {side} px"
+        raise UserError(f"--data: {where} does not fit the encoder ({brief(error)})") from None
+    return dataset
+
+
+if __name__ == "__main__":
+    sys.exit(main())

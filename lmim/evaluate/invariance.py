@@ -1,0 +1,110 @@
+"""Invariance: how little an image's feature changes as the image is cropped, shifted or mirrored.
+
+A cosine alone says little: where all features point one way, so do those of a changed image. So a change is
+measured against what lies between different images. That is our choice; that nearness of views says nothing
+without a spread of images is arXiv 2005.10242.
+
+    invariance = (c - o) / (1 - o)
+
+with c the mean cosine between an image's feature and that of the changed image, and o the mean cosine between
+different images. 1: the feature does not change; 0: the changed image is as far as any other, which is also
+said of an encoder to which all images are the same.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+from torch.nn import functional as F
+
+from lmim.data import Split
+from lmim.data.augment import WHOLE, sample_boxes, within
+from lmim.data.reading import ahead
+from lmim.evaluate.collapse import mean_cosine
+from lmim.evaluate.features import BATCH, Frozen, Model
+from lmim.variants import Fraction
+
+METRICS = {
+    "invariance_crop": {"label": "invariance to crops", "better": "higher"},
+    "invariance_shift": {"label": "invariance to shifts", "better": "higher"},
+    "invariance_flip": {"label": "invariance to mirroring"},
+    "cosine_crop": {"label": "cosine to the cropped image"},
+    "cosine_shift": {"label": "cosine to the shifted image"},
+    "cosine_flip": {"label": "cosine to the mirrored image"},
+    "cosine_others": {"label": "cosine to other images"},
+}
+
+SAME = 1e-6
+"""Where other images are as near as this, the encoder tells none apart."""
+
+Change = Callable[[UInt8[Tensor, "b c h w"], Float[Tensor, "b 4"]], Float[Tensor, "b c s s"]]
+
+
+def invariance(frozen: Frozen, *, crop_scale: Fraction = 0.2, shift: Fraction = 0.125) -> dict[str, float]:
+    """How far the features of the judged images stay as they are; see the head of this file.
+
+    Crops are drawn as training views are, of `crop_scale` of the judged square or more; `shift` is the
+    largest shift, either way, as a part of the square's side, in whole pixels. What comes in at the
+    image's edge repeats it. Nothing need be invariant to mirroring where a mirrored image is of another class.
+    """
+    model = frozen.model
+    generator = torch.Generator().manual_seed(0)
+    changes: dict[str, Change] = {
+        "crop": partial(cropped, model, crop_scale, generator),
+        "shift": partial(shifted, model, shift, generator),
+        "flip": lambda images, boxes: model.normalised(images, boxes).flip(3),
+    }
+    near = dict.fromkeys(changes, 0.0)
+    for images, boxes, features in _judged(frozen):
+        for name, change in changes.items():
+            found = model.features(change(images, boxes)).float()
+            near[name] += float(F.cosine_similarity(found, features).double().sum())
+    near = {name: total / len(frozen.judged) for name, total in near.items()}
+    others = float(mean_cosine(frozen.judged.features.double()))
+    margins = {
+        name: (one - others) / (1 - others) if 1 - others > SAME else 0.0 for name, one in near.items()
+    }
+    return {
+        **{f"invariance_{name}": margin for name, margin in margins.items()},
+        **{f"cosine_{name}": one for name, one in near.items()},
+        "cosine_others": others,
+    }
+
+
+def cropped(
+    model: Model,
+    crop_scale: float,
+    generator: torch.Generator,
+    images: UInt8[Tensor, "b c h w"],
+    boxes: Float[Tensor, "b 4"],
+) -> Float[Tensor, "b c s s"]:
+    """A random resized crop of each box, normalised."""
+    inner = sample_boxes(torch.ones(len(boxes)), crop_scale, generator)
+    return model.normalised(images, within(boxes, inner))
+
+
+def shifted(
+    model: Model,
+    shift: float,
+    generator: torch.Generator,
+    images: UInt8[Tensor, "b c h w"],
+    boxes: Float[Tensor, "b 4"],
+) -> Float[Tensor, "b c s s"]:
+    """Each box moved at random by whole pixels of the side at which it is seen, normalised."""
+    moved = WHOLE.repeat(len(boxes), 1)
+    most = int(shift * model.side)
+    moved[:, :2] = torch.randint(-most, most + 1, (len(boxes), 2), generator=generator) / model.side
+    return model.normalised(images, within(boxes, moved))
+
+
+def _judged(
+    frozen: Frozen,
+) -> Iterator[tuple[UInt8[Tensor, "b c h w"], Float[Tensor, "b 4"], Float[Tensor, "b d"]]]:
+    """The judged images, the boxes that are judged, and the features that these have."""
+    split: Split = getattr(frozen.model.dataset, frozen.split)
+    every = torch.split(torch.arange(len(split)), BATCH)
+    read = ahead(split.read(rows, frozen.model.side) for rows in every)
+    for (images, boxes), (features, _) in zip(read, frozen.judged.batches(), strict=True):
+        yield images, boxes, features

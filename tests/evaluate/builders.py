@@ -1,0 +1,36 @@
+"""What protocols are given: features that a test made itself, or images whose feature is their pixels."""
+
+import torch
+from torch import Tensor
+
+from lmim.axes.mask import patchify
+from lmim.config import Data
+from lmim.data import Dataset, open_dataset
+from lmim.evaluate.features import Encode, Frozen, Labelled, Model
+
+DIGITS = open_dataset(Data(name="digits", image_size=8))
+
+
+def flat(x: Tensor) -> Tensor:
+    """An encoder that gives the pixels."""
+    return x.flatten(1)
+
+
+def quarters(x: Tensor) -> Tensor:
+    """The pixels of four patches."""
+    return patchify(x, x.shape[-1] // 2)
+
+
+def model(encode: Encode = flat, dataset: Dataset = DIGITS, side: int = 8) -> Model:
+    """An encoder of images of some data."""
+    return Model(encode, quarters, dataset, side)
+
+
+def frozen(train: tuple[Tensor, Tensor], judged: tuple[Tensor, Tensor], classes: int) -> Frozen:
+    """Of features and their labels."""
+    return Frozen(Labelled(*train), Labelled(*judged), classes, model())
+
+
+def nothing(width: int) -> tuple[Tensor, Tensor]:
+    """A split without an image."""
+    return torch.ones(0, width), torch.zeros(0, dtype=torch.long)

@@ -1,0 +1,109 @@
+"""`python -m lmim.evaluate`: any encoder, from any place, by any protocol."""
+
+import json
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from lmim.config import Config
+from lmim.data import open_dataset
+from lmim.data.augment import crop, normalise
+from lmim.evaluate.__main__ import main
+from lmim.evaluate.nn import nn_top1
+from lmim.interop import TimmEncoder
+from lmim.train.loop import train
+from lmim.trial.evaluation import read_evaluations
+from lmim.trial.folder import TrialFolder
+from tests.train.conftest import TINY
+
+TINY_VIT = ["timm:test_vit", "--data", "digits", "--image-size", "32"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> TrialFolder:
+    """A trial of an epoch, judged."""
+    config = Config.read(TINY | {"optim": TINY["optim"] | {"epochs": 1}})
+    made = TrialFolder(tmp_path_factory.mktemp("out") / "trials", config.identity)
+    train(config, made, read_evaluations(["knn"]))
+    return made
+
+
+def figures(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, float]:
+    """What the command prints as JSON."""
+    assert main([*arguments, "--json"]) == 0
+    found: dict[str, float] = json.loads(capsys.readouterr().out)["metrics"]
+    return found
+
+
+def test_a_trial_is_judged_as_its_sweep_judged_it(
+    folder: TrialFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Another figure for the same encoder would make one of the two a lie."""
+    (judged,) = folder.results()
+    found = figures(capsys, str(folder.path), "--protocols", "knn, {nn: {features: cls, norm: true}}")
+    assert found["eval/knn_top1"] == judged.metrics["eval/knn_top1"]
+    assert set(found) == {"eval/knn_top1", "eval/nn_top1.features-cls.norm-true"}
+
+
+def test_a_model_of_timms_is_judged_by_what_its_own_head_reads(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Features of another layer, or pixels normalised otherwise, would speak ill of others' encoders."""
+    torch.manual_seed(3)
+    model = timm.create_model("test_vit", img_size=32, in_chans=1, num_classes=0).eval()
+    save_file(model.state_dict(), tmp_path / "weights.safetensors")
+    weights = ["--weights", str(tmp_path / "weights.safetensors")]
+    found = figures(capsys, *TINY_VIT, *weights, "--protocols", "nn")
+    digits = open_dataset(Config.read({"data": {"name": "digits", "image_size": 32}}).data)
+    images, boxes = digits.test.read(torch.arange(len(digits.test)), 32)
+    pixels = normalise(crop(images, boxes, 32), torch.tensor(digits.mean), torch.tensor(digits.std))
+    with torch.no_grad():
+        expected = nn_top1(model(pixels), digits.test.labels)
+    assert found["eval/nn_top1"] == pytest.approx(expected, abs=0.6)  # an image whose neighbours tie
+    assert figures(capsys, *TINY_VIT, "--protocols", "nn") != found, "the weights were not read"
+
+
+def test_a_timm_models_tokens_are_those_of_the_block_asked_for() -> None:
+    """A layer off by one would be compared with others' figures of the layer that was meant."""
+    encoder = TimmEncoder.create("test_vit", 32, 3).eval()
+    images = torch.randn(2, 3, 32, 32)
+    depth = len(encoder.model.blocks)
+    whole = encoder.model.forward_features(images)
+    torch.testing.assert_close(encoder.tokens(images, norm=True), whole)
+    torch.testing.assert_close(encoder.tokens(images, depth), encoder.tokens(images))
+    torch.testing.assert_close(encoder.tokens(images, 1 - depth), encoder.tokens(images, 1))
+    torch.testing.assert_close(encoder.patch_features(images, 1), encoder.tokens(images, 1)[:, 1:])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["timm:vit_smal_patch16_224"], "timm:vit_smal_patch16_224: timm"),
+        (["results/trials/none"], "results/trials/none: expected the folder of a trial, timm:<name>, or"),
+        ([*TINY_VIT, "--protocols", "knm"], "--protocols: expected one of"),
+        ([*TINY_VIT, "--protocols", "nn, {"], "--protocols:1: does not parse as YAML"),
+        ([*TINY_VIT, "--protocols", "top1"], "top1: timm:test_vit has no logits"),
+        ([*TINY_VIT, "--weights", "none.pth"], "none.pth"),
+        (["timm:test_vit", "--data", "glyfs"], "--data: expected one of cifar10"),
+        ([*TINY_VIT, "--image-size", "0"], "--image-size: expected greater than 0, found 0"),
+        (["weights.pth", "--layout", "mae", "--model", "12"], "--model: expected a mapping such as"),
+    ],
+)
+def test_what_is_wrong_is_one_line(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A traceback tells a user of other people's weights nothing."""
+    assert main(arguments) == 2
+    (line,) = [one for one in capsys.readouterr().err.splitlines() if one.startswith("error:")]
+    assert said in line
+
+
+def test_data_that_do_not_fit_a_trial_are_refused(
+    folder: TrialFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Pixels of another number of channels, or of another side, end in a message of torch's at best."""
+    assert main([str(folder.path), "--image-size", "64"]) == 2
+    assert "--image-size: expected" in capsys.readouterr().err
