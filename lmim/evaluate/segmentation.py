@@ -4,16 +4,18 @@ Latent MIM (arXiv 2407.15837) shows maps made so and has no figure of them; link
 not to be found. Ours: features scaled to unit length, agglomerative clustering, as many clusters as the image
 has segments, the ground among them, each patch's cluster for all of its pixels. Nothing is trained.
 
-FG-ARI is that of the multi-object datasets (deepmind/multi_object_datasets): the adjusted Rand index of the
-pixels that have a true object. Matched mIoU matches clusters with segments as STEGO does, one to one by the
-most common pixels, but in each image by itself: STEGO has one confusion matrix for the whole set, as its
-clusters are classes that all images share. The figures of the two do not compare.
+FG-ARI is that of the multi-object datasets (deepmind/multi_object_datasets): the adjusted Rand index of
+the pixels that have a true object. Pixels of one patch are together on both sides, so clusters drawn at
+random have more than 0: compare with a random encoder. Matched mIoU matches clusters with segments as STEGO
+does, one to one by the most common pixels, but in each image by itself: STEGO has one confusion matrix for
+the whole set, as its clusters are classes that all images share. The figures of the two do not compare.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from statistics import fmean
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import torch
@@ -26,7 +28,13 @@ from sklearn.metrics.cluster import contingency_matrix
 from torch import Tensor
 from torch.nn import functional as F
 
-from lmim.data.splits import VOID
+from lmim.data import Dataset
+from lmim.data.augment import crop
+from lmim.data.reading import ahead
+from lmim.data.splits import VOID, Masked
+from lmim.errors import UserError
+from lmim.evaluate.features import BATCH, Frozen, Model
+from lmim.variants import PositiveInt
 
 METRICS = {
     "segment_ari": {"label": "ARI", "unit": "%", "better": "higher"},
@@ -34,7 +42,66 @@ METRICS = {
     "segment_miou": {"label": "matched mIoU", "unit": "%", "better": "higher"},
 }
 
+NEEDS = ("masks",)
+FEW = 64
+"""Images of a sample."""
+
 Linkage = Literal["ward", "average"]
+
+
+def segmentation(
+    frozen: Frozen,
+    *,
+    linkage: Literal["ward", "average"] = "ward",
+    images: PositiveInt = 500,
+    data: str = "glyph_scenes",
+    path: str = "",
+) -> dict[str, float]:
+    """ARI, FG-ARI and matched mIoU in %, the means over the judged images; see the head of this file.
+
+    `linkage` says which two clusters become one: `ward` those that grow least in variance, `average` those
+    that are nearest in mean cosine. At most `images` are looked at, spread evenly. `data` names those with
+    masks, and `path` is where they lie.
+    """
+    split = masked(frozen.open(), frozen.split)
+    count = min(images, FEW if frozen.few else images, len(split))
+    rows = torch.arange(count) * len(split) // count
+    found = [scores(one.truth, one.found) for one in maps(frozen.model, split, rows, linkage)]
+    return dict(zip(METRICS, map(_mean, zip(*found, strict=True)), strict=True))
+
+
+@dataclass(frozen=True)
+class Map:
+    """One image, what it shows, and what was found in it."""
+
+    image: Float[Tensor, "c s s"]
+    """Its pixels, 0..1."""
+    truth: UInt8[Tensor, "s s"]
+    found: Int[Tensor, "s s"]
+    """The cluster of each pixel, in no order."""
+
+
+def maps(model: Model, split: Masked, rows: Int[Tensor, " n"], linkage: Linkage = "ward") -> Iterator[Map]:
+    """The maps of these images of a split, one by one: for figures, too."""
+    parts = torch.split(rows, BATCH)
+    source = ((split.read(part, model.side), split.read_masks(part, model.side)) for part in parts)
+    for (pixels, boxes), masks in ahead(source):
+        features = model.patches(model.normalised(pixels, boxes)).float().cpu()
+        for image, truth, one in zip(crop(pixels, boxes, model.side), masks, features, strict=True):
+            segments = len(truth[truth != VOID].unique())
+            yield Map(image, truth, over_pixels(clustered(one, segments, linkage), model.side))
+
+
+def masked(dataset: Dataset, split: str) -> Masked:
+    """A split of images with masks.
+
+    Raises:
+        UserError: they are clips, or have no masks.
+    """
+    if not dataset.masks or dataset.frames > 1:
+        found = "clips" if dataset.frames > 1 else "images without masks"
+        raise UserError(f"data: {dataset.name} has {found}: give images with masks, such as glyph_scenes")
+    return cast(Masked, getattr(dataset, split))
 
 
 def clustered(features: Float[Tensor, "n d"], count: int, linkage: Linkage = "ward") -> Int[Tensor, " n"]:
@@ -88,7 +155,7 @@ def _matched_miou(true: NDArray[np.uint8], found: NDArray[np.int64]) -> float:
     return float((shared / union).sum() / len(common))
 
 
-def _mean(values: list[float]) -> float:
+def _mean(values: Sequence[float]) -> float:
     """In %, of those that are defined; NaN where none is."""
     defined = [value for value in values if not math.isnan(value)]
     return 100 * fmean(defined) if defined else math.nan
