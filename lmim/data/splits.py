@@ -20,6 +20,9 @@ from lmim.config import Data
 from lmim.data.augment import WHOLE
 from lmim.errors import UserError
 
+VOID = 255
+"""In a mask: a pixel that is not labelled, and not scored."""
+
 HELD_OUT = "val: a tenth of train, at most 10,000"
 """Part of the version of what is split so; changed by whoever changes `hold_out`."""
 
@@ -70,6 +73,13 @@ class Masked(Split, Protocol):
 
         Of data whose masks are classes, the class; 255 is not labelled.
         """
+
+
+class Classed(Masked, Protocol):
+    """Images of which the class of each pixel is told."""
+
+    def read_classes(self, indices: Int[Tensor, " b"], side: int) -> UInt8[Tensor, "b side side"]:
+        """As `read_masks`, of classes: 0 is the ground, 1 the first of the dataset's classes."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +149,10 @@ class Subset:
         """The same of masks."""
         return cast(Masked, self.whole).read_masks(self.indices[indices], side)
 
+    def read_classes(self, indices: Int[Tensor, " b"], side: int) -> UInt8[Tensor, "b side side"]:
+        """The same of each pixel's class."""
+        return cast(Classed, self.whole).read_classes(self.indices[indices], side)
+
 
 @dataclass(frozen=True)
 class ArraySplit:
@@ -150,6 +164,8 @@ class ArraySplit:
     """Larger images are shrunk to this side; smaller ones are left, for the crop enlarges them."""
     masks: NDArray[np.uint8] | None = None
     """What each pixel shows, `[n, s, s]`; of clips `[n, frames, s, s]`."""
+    objects: NDArray[np.uint8] | None = None
+    """The class of each object of the masks, `[n, k]`, from 1 on; 0 for the ground."""
 
     @property
     def aspect(self) -> Float[Tensor, " n"]:
@@ -174,6 +190,14 @@ class ArraySplit:
             return masks
         flat = F.interpolate(masks.view(1, -1, *masks.shape[-2:]).float(), (side, side), mode="nearest-exact")
         return flat.byte().view(*masks.shape[:-2], side, side)
+
+    def read_classes(self, indices: Int[Tensor, " b"], side: int) -> UInt8[Tensor, "b side side"]:
+        """The class of each pixel: that of its object."""
+        if self.objects is None:
+            raise UserError("data: nothing says of which class each pixel is: give data such as glyph_scenes")
+        masks = self.read_masks(indices, side)
+        objects = torch.from_numpy(self.objects[indices.numpy()])
+        return objects.gather(1, masks.flatten(1).long()).view_as(masks)
 
     def _shrunk(self, pixels: NDArray[np.uint8]) -> UInt8[Tensor, "b c h w"]:
         images = torch.from_numpy(pixels)
@@ -224,6 +248,7 @@ def from_arrays(
     """A dataset of `<split>_images` `[n, c, s, s]` and `<split>_labels` `[n]`; if none, val is held out.
 
     Images `[n, frames, c, s, s]` are clips. Where there are masks they are `<split>_masks`.
+    The class of each of their objects, of images, is in `<split>_objects` `[n, k]`.
     """
 
     def split(name: str) -> ArraySplit:
@@ -231,7 +256,7 @@ def from_arrays(
         images, masks = arrays[f"{name}_images"].view(np.uint8), arrays.get(f"{name}_masks")
         if images.ndim == 5:
             return ArrayClips(images, labels, data.image_size, masks)
-        return ArraySplit(images, labels, data.image_size, masks)
+        return ArraySplit(images, labels, data.image_size, masks, arrays.get(f"{name}_objects"))
 
     train: Split = (whole := split("train"))
     kept = torch.arange(len(whole))

@@ -46,8 +46,10 @@ class Ridge:
         self.cross: Float[Tensor, "2 d1 c"]
         self.weights: Float[Tensor, "d1 c"] | None = None
 
-    def update(self, features: Float[Tensor, "b d"], labels: Int[Tensor, " b"]) -> None:
-        """Take one batch of the stream into account."""
+    def update(
+        self, features: Float[Tensor, "b d"], labels: Int[Tensor, " b"] | Float[Tensor, "b c"]
+    ) -> None:
+        """Take one batch of the stream into account; `labels` may give the share of each class."""
         x = features.double()
         if self.offset is None:
             # Sums about a point amid the data: about 0 they would cancel where a mean dwarfs its deviation.
@@ -56,7 +58,7 @@ class Ridge:
             self.gram = x.new_zeros(2, width, width)
             self.cross = x.new_zeros(2, width, self.classes)
         x = self._with_bias(x)
-        y = F.one_hot(labels, self.classes).double()
+        y = (labels if labels.is_floating_point() else F.one_hot(labels, self.classes)).double()
         # A fixed draw row by row: no order or period of the labels leaves a class out, nor do batches matter.
         held = torch.tensor([self.draw.random() < HELD_OUT for _ in range(len(labels))])
         for part, chosen in enumerate((~held, held)):
@@ -78,8 +80,11 @@ class Ridge:
 
     def predict(self, features: Float[Tensor, "n d"], chunk: int = 4096) -> Int[Tensor, " n"]:
         """The class of the highest score for each row."""
-        parts = (self._with_bias(part.double()) for part in torch.split(features, chunk))
-        return torch.cat([(part @ self.fit()).argmax(dim=1) for part in parts])
+        return torch.cat([self.scores(part).argmax(dim=1) for part in torch.split(features, chunk)])
+
+    def scores(self, features: Float[Tensor, "n d"]) -> Float[Tensor, "n c"]:
+        """About how likely each class is, for each row."""
+        return self._with_bias(features.double()) @ self.fit()
 
     def _with_bias(self, x: Float[Tensor, "b d"]) -> Float[Tensor, "b d1"]:
         if self.offset is None:
