@@ -30,7 +30,7 @@ def test_the_sizes_are_the_datasets_own() -> None:
     digits = open_dataset(config().data)
     assert survey.data(config()) == {
         "version": digits.version,
-        **{"train": 1213, "val": 134, "test": 450, "channels": 1, "classes": 10, "frames": 1},
+        **{"train": 1213, "val": 134, "test": 450, "channels": 1, "classes": 10, "frames": 1, "masks": False},
         **{"skipped": 0, "skipped_names": []},
     }
     assert [len(split) for split in (digits.train, digits.val, digits.test)] == [1213, 134, 450]
