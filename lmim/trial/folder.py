@@ -276,7 +276,7 @@ class TrialFolder:
 
     def is_judged_by(self, evaluation: Evaluation) -> bool:
         """Whether the trial's objective has what a protocol needs."""
-        return not evaluation.needs or evaluation.applies(self.config())
+        return not evaluation.methods or evaluation.applies(self.config())
 
     def results(self) -> list[Result]:
         """Every evaluation that is there.

@@ -46,6 +46,17 @@ def test_a_trial_is_done_when_it_is_judged_by_all_that_is_asked(folder: TrialFol
     assert stands.codes == {"c1", "c2"}
 
 
+def test_a_view_that_an_encoder_does_not_have_is_not_waited_for(tmp_path: Path) -> None:
+    """A baseline without a class token would stand as `trained` for ever, and be judged again and again."""
+    config = Config.read({"objective": "raw_pixels"})
+    pixels = TrialFolder(tmp_path, config.identity)
+    pixels.create(config)
+    pixels.update(status="done")
+    asked = read_evaluations([{"nn": {"features": "cls"}}])
+    assert standing(pixels, asked, "v1").status == "done"
+    assert not pixels.missing(asked, "v1")
+
+
 def test_a_protocol_that_failed_fails_the_trial_for_who_asks_for_it(folder: TrialFolder) -> None:
     """One broken protocol would hide behind the others, or spoil the sweeps that do not use it."""
     folder.update(status="done")
