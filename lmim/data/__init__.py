@@ -3,11 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
-import torch
-
 from lmim import variants
 from lmim.config import Data
-from lmim.data.splits import Dataset, Split, Subset
+from lmim.data.splits import Dataset, Split, Subset, some
 
 __all__ = ["Dataset", "Split", "open_dataset"]
 
@@ -24,5 +22,4 @@ def open_dataset(data: Data, sources: Mapping[str, str] | None = None) -> Datase
     dataset: Dataset = variants.load("data", data.name, sources or {})(data, **settings)
     if data.train_images is None or data.train_images >= len(dataset.train):
         return dataset
-    chosen = torch.randperm(len(dataset.train), generator=torch.Generator().manual_seed(0))
-    return replace(dataset, train=Subset(dataset.train, chosen[: data.train_images].sort().values))
+    return replace(dataset, train=Subset(dataset.train, some(len(dataset.train), data.train_images)))

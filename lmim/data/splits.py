@@ -231,6 +231,11 @@ class ArrayClips(ArraySplit):
         return frames.view(*times.shape, *frames.shape[1:]), boxes
 
 
+def some(length: int, count: int) -> Int[Tensor, " n"]:
+    """So many of them, or all, in order; always the same ones."""
+    return torch.randperm(length, generator=torch.Generator().manual_seed(0))[:count].sort().values
+
+
 def hold_out(train: Split, version: str) -> tuple[Subset, Subset, str]:
     """Train without val, val, and the version with this rule in it, for data that come without a val.
 

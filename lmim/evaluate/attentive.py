@@ -38,11 +38,11 @@ def attentive(
     width = read(torch.arange(1)).shape[2]
     probe = Probe(width, frozen.classes, heads, generator).to(model.device)
     fit(probe, read, split.labels, epochs, lr, generator)
-    judged: Split = getattr(model.dataset, frozen.split)
-    right, labels = 0, iter(torch.split(judged.labels, BATCH))
-    for patches in model.encoded(judged, model.patches):
+    right, judged = 0, frozen.images
+    encoded, known = model.encoded(judged, model.patches), torch.split(judged.labels, BATCH)
+    for patches, labels in zip(encoded, known, strict=True):
         with torch.no_grad():
-            right += int((probe(patches.to(model.device)).argmax(dim=1).cpu() == next(labels)).sum())
+            right += int((probe(patches.to(model.device)).argmax(dim=1).cpu() == labels).sum())
     return {"attentive_top1": 100 * right / len(judged)}
 
 

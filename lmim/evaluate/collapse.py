@@ -11,10 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from lmim.data import Split
 from lmim.data.augment import sample_boxes, within
-from lmim.data.reading import ahead
-from lmim.evaluate.features import BATCH, Frozen
+from lmim.evaluate.features import Frozen
 from lmim.variants import Fraction
 
 METRICS = {
@@ -36,11 +34,9 @@ def collapse(frozen: Frozen, *, crop_scale: Fraction = 0.2) -> dict[str, float]:
     all are one. Both are better lower, and only together.
     """
     model, features = frozen.model, frozen.judged.whole()[0].float()
-    split: Split = getattr(model.dataset, frozen.split)
     generator = torch.Generator().manual_seed(0)
     inner, apart = 0.0, 0.0
-    every = torch.split(torch.arange(len(split)), BATCH)
-    for images, boxes in ahead(split.read(rows, model.side) for rows in every):
+    for images, boxes in model.read(frozen.images):
         inner += float(mean_cosine(model.patches(model.normalised(images, boxes))).double().sum())
         crops = [sample_boxes(torch.ones(len(boxes)), crop_scale, generator) for _ in range(2)]
         views = [model.features(model.normalised(images, within(boxes, one))).float() for one in crops]
@@ -49,8 +45,8 @@ def collapse(frozen: Frozen, *, crop_scale: Fraction = 0.2) -> dict[str, float]:
     return {
         "rankme": float(rankme(features)),
         "image_cosine": float(mean_cosine(features)),
-        "patch_cosine": inner / len(split),
-        "alignment": apart / len(split),
+        "patch_cosine": inner / len(features),
+        "alignment": apart / len(features),
         "uniformity": uniformity(features),
     }
 

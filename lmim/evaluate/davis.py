@@ -11,7 +11,8 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
-VOID = 255
+from lmim.data.splits import VOID
+
 TOLERANCE = 0.008
 """How far apart two boundaries may lie, as a part of the image's diagonal; rounded up to pixels."""
 RECALLED = 0.5

@@ -41,11 +41,11 @@ class Labelled:
     def batches(self) -> Iterator[tuple[Float[Tensor, "b d"], Int[Tensor, " b"]]]:
         """All of it in batches of `BATCH`, on the device."""
         for start in range(0, len(self), BATCH):
-            yield self._part(slice(start, start + BATCH))
+            yield self.rows(slice(start, start + BATCH))
 
     def whole(self) -> tuple[Float[Tensor, "n d"], Int[Tensor, " n"]]:
         """All of it at once, on the device."""
-        return self._part(slice(None))
+        return self.rows(slice(None))
 
     def finite(self) -> bool:
         """Whether every feature is a number; one that diverged has no accuracy."""
@@ -58,7 +58,8 @@ class Labelled:
         logits = None if self.logits is None else self.logits[rows]
         return replace(self, features=self.features[rows], labels=self.labels[rows], logits=logits)
 
-    def _part(self, rows: slice) -> tuple[Float[Tensor, "b d"], Int[Tensor, " b"]]:
+    def rows(self, rows: slice | Int[Tensor, " b"]) -> tuple[Float[Tensor, "b d"], Int[Tensor, " b"]]:
+        """Some of it, on the device."""
         # a copy, or a protocol that writes to its batch would spoil it for the next
         return self.features[rows].to(self.device, copy=True), self.labels[rows].to(self.device, copy=True)
 
@@ -85,13 +86,21 @@ class Model:
         images, boxes = (part.to(self.device, non_blocking=True) for part in (images, boxes))
         return normalise(crop(images, boxes, self.side), mean, std)
 
-    def encoded(self, split: Split, encode: Callable[..., Tensor]) -> Iterator[Float[Tensor, "b *d"]]:
-        """What `encode` gives of a split's images, not augmented, in batches of `BATCH`, on the host."""
+    def read(self, split: Split) -> Iterator[tuple[UInt8[Tensor, "b c h w"], Float[Tensor, "b 4"]]]:
+        """A split's images and the boxes that are judged, not augmented, `BATCH` at once, on the host."""
         every = torch.split(torch.arange(len(split)), BATCH)
-        for images, boxes in ahead(split.read(indices, self.side) for indices in every):
+        return ahead(split.read(indices, self.side) for indices in every)
+
+    def encoded(self, split: Split, encode: Callable[..., Tensor]) -> Iterator[Float[Tensor, "b *d"]]:
+        """What `encode` gives of the images that `read` reads, on the host."""
+        for images, boxes in self.read(split):
             with torch.no_grad():
                 features = encode(self.normalised(images, boxes))
             yield features.detach().float().cpu()
+
+    def labelled(self, split: Split) -> Labelled:
+        """The features of a split."""
+        return Labelled(stored(self.encoded(split, self.features)), split.labels, self.device)
 
 
 @dataclass(frozen=True)
@@ -109,6 +118,12 @@ class Frozen:
     """Whether this is the sample, by which two versions of the code are compared: a few images are enough."""
     opened: Dataset | None = None
     """The data that the protocol's settings name, if they do."""
+
+    @property
+    def images(self) -> Split:
+        """The images whose features are `judged`."""
+        split: Split = getattr(self.model.dataset, self.split)
+        return split
 
     def open(self) -> Dataset:
         """The data that the protocol's settings name, of a sample a few of the images."""
@@ -134,9 +149,6 @@ def freeze(model: Model, splits: Iterable[str], logits: Encode | None = None) ->
     """
     dataset, encode, device = model.dataset, model.features, model.device
 
-    def encoded(split: Split) -> Labelled:
-        return Labelled(stored(model.encoded(split, encode)), split.labels, device)
-
     def classified(split: Split, logits: Encode) -> Labelled:
         widths: list[int] = []
 
@@ -150,10 +162,10 @@ def freeze(model: Model, splits: Iterable[str], logits: Encode | None = None) ->
         return Labelled(features, split.labels, device, own)
 
     def judge(split: Split) -> Labelled:
-        return encoded(split) if logits is None else classified(split, logits)
+        return model.labelled(split) if logits is None else classified(split, logits)
 
     judged = {name: judge(getattr(dataset, name)) for name in dict.fromkeys(splits)}
-    train = encoded(dataset.train)
+    train = model.labelled(dataset.train)
     return {name: Frozen(train, one, dataset.classes, model, name) for name, one in judged.items()}
 
 

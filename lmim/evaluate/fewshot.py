@@ -125,8 +125,7 @@ def logistic(features: Float[Tensor, "n d"], labels: Int[Tensor, " n"], classes:
 
 def _top1(frozen: Frozen, rows: Int[Tensor, " k"]) -> float:
     """Accuracy in % of what these of the training images teach."""
-    shown = frozen.train
-    x, y = shown.features[rows].to(shown.device), shown.labels[rows].to(shown.device)
+    x, y = frozen.train.rows(rows)
     weights = logistic(prepared(x), y, frozen.classes)
     correct = [(prepared(x).double() @ weights).argmax(dim=1) == y for x, y in frozen.judged.batches()]
     return 100 * float(torch.cat(correct).double().mean())

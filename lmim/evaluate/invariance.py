@@ -11,19 +11,14 @@ different images. 1: the feature does not change; 0: the changed image is as far
 said of an encoder to which all images are the same.
 """
 
-from collections.abc import Callable, Iterator
-from functools import partial
-
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from lmim.data import Split
 from lmim.data.augment import WHOLE, sample_boxes, within
-from lmim.data.reading import ahead
 from lmim.evaluate.collapse import mean_cosine
-from lmim.evaluate.features import BATCH, Frozen, Model
+from lmim.evaluate.features import Frozen
 from lmim.variants import Fraction
 
 METRICS = {
@@ -39,8 +34,6 @@ METRICS = {
 SAME = 1e-6
 """Where other images are as near as this, the encoder tells none apart."""
 
-Change = Callable[[UInt8[Tensor, "b c h w"], Float[Tensor, "b 4"]], Float[Tensor, "b c s s"]]
-
 
 def invariance(frozen: Frozen, *, crop_scale: Fraction = 0.2, shift: Fraction = 0.125) -> dict[str, float]:
     """How far the features of the judged images stay as they are; see the head of this file.
@@ -51,15 +44,18 @@ def invariance(frozen: Frozen, *, crop_scale: Fraction = 0.2, shift: Fraction = 
     """
     model = frozen.model
     generator = torch.Generator().manual_seed(0)
-    changes: dict[str, Change] = {
-        "crop": partial(cropped, model, crop_scale, generator),
-        "shift": partial(shifted, model, shift, generator),
-        "flip": lambda images, boxes: model.normalised(images, boxes).flip(3),
-    }
-    near = dict.fromkeys(changes, 0.0)
-    for images, boxes, features in _judged(frozen):
-        for name, change in changes.items():
-            found = model.features(change(images, boxes)).float()
+    near = dict.fromkeys(("crop", "shift", "flip"), 0.0)
+    judged = zip(model.read(frozen.images), frozen.judged.batches(), strict=True)
+    for (images, boxes), (features, _) in judged:
+        crops = sample_boxes(torch.ones(len(boxes)), crop_scale, generator)
+        shifts = shifted(len(boxes), shift, model.side, generator)
+        views = {
+            "crop": model.normalised(images, within(boxes, crops)),
+            "shift": model.normalised(images, within(boxes, shifts)),
+            "flip": model.normalised(images, boxes).flip(3),
+        }
+        for name, view in views.items():
+            found = model.features(view).float()
             near[name] += float(F.cosine_similarity(found, features).double().sum())
     near = {name: total / len(frozen.judged) for name, total in near.items()}
     others = float(mean_cosine(frozen.judged.features.double()))
@@ -73,38 +69,8 @@ def invariance(frozen: Frozen, *, crop_scale: Fraction = 0.2, shift: Fraction = 
     }
 
 
-def cropped(
-    model: Model,
-    crop_scale: float,
-    generator: torch.Generator,
-    images: UInt8[Tensor, "b c h w"],
-    boxes: Float[Tensor, "b 4"],
-) -> Float[Tensor, "b c s s"]:
-    """A random resized crop of each box, normalised."""
-    inner = sample_boxes(torch.ones(len(boxes)), crop_scale, generator)
-    return model.normalised(images, within(boxes, inner))
-
-
-def shifted(
-    model: Model,
-    shift: float,
-    generator: torch.Generator,
-    images: UInt8[Tensor, "b c h w"],
-    boxes: Float[Tensor, "b 4"],
-) -> Float[Tensor, "b c s s"]:
-    """Each box moved at random by whole pixels of the side at which it is seen, normalised."""
-    moved = WHOLE.repeat(len(boxes), 1)
-    most = int(shift * model.side)
-    moved[:, :2] = torch.randint(-most, most + 1, (len(boxes), 2), generator=generator) / model.side
-    return model.normalised(images, within(boxes, moved))
-
-
-def _judged(
-    frozen: Frozen,
-) -> Iterator[tuple[UInt8[Tensor, "b c h w"], Float[Tensor, "b 4"], Float[Tensor, "b d"]]]:
-    """The judged images, the boxes that are judged, and the features that these have."""
-    split: Split = getattr(frozen.model.dataset, frozen.split)
-    every = torch.split(torch.arange(len(split)), BATCH)
-    read = ahead(split.read(rows, frozen.model.side) for rows in every)
-    for (images, boxes), (features, _) in zip(read, frozen.judged.batches(), strict=True):
-        yield images, boxes, features
+def shifted(count: int, shift: float, side: int, generator: torch.Generator) -> Float[Tensor, "b 4"]:
+    """Boxes moved at random, by at most this part and by whole pixels of the side that is seen."""
+    moved, most = WHOLE.repeat(count, 1), int(shift * side)
+    moved[:, :2] = torch.randint(-most, most + 1, (count, 2), generator=generator) / side
+    return moved

@@ -46,7 +46,7 @@ def linear_sgd(
     norm, probes = trained(train, fit, frozen.classes, epochs, batch_size, generator)
     right = torch.zeros(len(RATES), device=train.device)
     for rows in torch.split(held, 1024):
-        x, y = _rows(train, rows)
+        x, y = train.rows(rows)
         right += (probes.scores(norm(x)).argmax(dim=2) == y[:, None]).sum(dim=0)
     best = int(right.argmax())
     correct = [(probes.scores(norm(x))[:, best].argmax(dim=1) == y) for x, y in frozen.judged.batches()]
@@ -108,7 +108,7 @@ def trained(
     for epoch in range(epochs):
         order = rows[torch.randperm(len(rows), generator=generator)]
         for step in range(steps):
-            x, y = _rows(train, order[step * batch_size : (step + 1) * batch_size])
+            x, y = train.rows(order[step * batch_size : (step + 1) * batch_size])
             probes.step(norm(x), y, paced((epoch + step / steps) / epochs))
     return norm.eval(), probes
 
@@ -128,7 +128,3 @@ def _hold_out(count: int, generator: torch.Generator) -> tuple[Int[Tensor, " n"]
     order = torch.randperm(count, generator=generator)
     held = max(1, round(HELD_OUT * count))
     return order[held:], order[:held]
-
-
-def _rows(train: Labelled, rows: Int[Tensor, " b"]) -> tuple[Float[Tensor, "b d"], Int[Tensor, " b"]]:
-    return train.features[rows].to(train.device), train.labels[rows].to(train.device)

@@ -11,10 +11,10 @@ import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
-from lmim.data import Split
 from lmim.data.augment import WHOLE, crop
 from lmim.data.corruptions import CONSTANTS, STRENGTHS, corrupt
 from lmim.data.imagenet_c import stored_at
+from lmim.data.splits import some
 from lmim.errors import UserError
 from lmim.evaluate.features import BATCH, Frozen, Model
 from lmim.evaluate.linear import Ridge
@@ -62,8 +62,7 @@ def robustness(
     for batch in frozen.train.batches():
         ridge.update(*batch)
     count = min(FEW, images) if frozen.few else images
-    judged: Split = getattr(frozen.model.dataset, frozen.split)
-    clean = _chosen(len(judged), count)
+    clean = some(len(frozen.images), count)
     errors: dict[str, list[float]] = {name: [] for name in CONSTANTS}
     for name in CONSTANTS:
         for strength in STRENGTHS:
@@ -92,8 +91,7 @@ def _error(ridge: Ridge, model: Model, shown: Shown) -> float:
 
 def _squares(frozen: Frozen, rows: Int[Tensor, " n"]) -> Shown:
     """The judged images as evaluation sees them, in 256 levels."""
-    side = frozen.model.side
-    split: Split = getattr(frozen.model.dataset, frozen.split)
+    side, split = frozen.model.side, frozen.images
     for part in torch.split(rows, BATCH):
         pixels = crop(*split.read(part, side), side)
         yield (255 * pixels).round().byte(), split.labels[part]
@@ -114,11 +112,6 @@ def _stored(frozen: Frozen, name: str, strength: int, count: int) -> Shown:
         )
     split = frozen.opened.test
     rows = stored_at(split, name, strength)
-    for part in torch.split(rows[_chosen(len(rows), count)], BATCH):
+    for part in torch.split(rows[some(len(rows), count)], BATCH):
         images, _ = split.read(part, frozen.model.side, WHOLE.repeat(len(part), 1))
         yield images, split.labels[part]
-
-
-def _chosen(length: int, count: int) -> Int[Tensor, " n"]:
-    """So many of them, in order, always the same ones."""
-    return torch.randperm(length, generator=torch.Generator().manual_seed(0))[:count].sort().values

@@ -1,11 +1,10 @@
 """Transfer: what the encoder's features say of another dataset than the one that it was trained on."""
 
-import torch
+from dataclasses import replace
 
-from lmim.data import Split
-from lmim.evaluate.features import BATCH, Frozen
-from lmim.evaluate.knn import Neighbours
-from lmim.evaluate.linear import Ridge
+from lmim.evaluate.features import Frozen
+from lmim.evaluate.knn import knn
+from lmim.evaluate.linear import linear
 from lmim.variants import PositiveInt
 
 METRICS = {
@@ -23,15 +22,8 @@ def transfer(
     the mean and deviation of the data that the encoder was trained on, which are what it knows. `k` is how
     many neighbours vote.
     """
-    other, model = frozen.open(), frozen.model
-    judged: Split = getattr(other, frozen.split)
-    queries = torch.cat([*model.encoded(judged, model.features)]).to(model.device)
-    labels = judged.labels.to(model.device)
-    neighbours, ridge = Neighbours(queries, k), Ridge(other.classes)
-    known = iter(torch.split(other.train.labels, BATCH))
-    for features in model.encoded(other.train, model.features):
-        batch = features.to(model.device), next(known).to(model.device)
-        neighbours.update(*batch)
-        ridge.update(*batch)
-    right = (ridge.predict(queries) == labels).double().mean()
-    return {"transfer_knn_top1": neighbours.top1(labels), "transfer_linear_top1": 100 * float(right)}
+    other = frozen.open()
+    train, judged = (frozen.model.labelled(getattr(other, split)) for split in ("train", frozen.split))
+    there = replace(frozen, train=train, judged=judged, classes=other.classes)
+    figures = knn(there, k=k) | linear(there)
+    return {f"transfer_{name}": value for name, value in figures.items()}

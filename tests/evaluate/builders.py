@@ -34,3 +34,13 @@ def frozen(train: tuple[Tensor, Tensor], judged: tuple[Tensor, Tensor], classes:
 def nothing(width: int) -> tuple[Tensor, Tensor]:
     """A split without an image."""
     return torch.ones(0, width), torch.zeros(0, dtype=torch.long)
+
+
+def clusters(
+    rows: int, width: int = 8, classes: int = 5, seed: int = 0, noise: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """Features of overlapping classes, so that accuracies lie well between chance and 100."""
+    centres = torch.randn(classes, width, generator=torch.Generator().manual_seed(99))
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(classes, (rows,), generator=generator)
+    return centres[labels] + noise * torch.randn(rows, width, generator=generator), labels

@@ -1,6 +1,5 @@
 """The attentive probe: its attention is multi-head attention, and it finds the patch that tells."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -15,15 +14,6 @@ from lmim.evaluate import attentive
 from lmim.evaluate.attentive import Probe
 from lmim.evaluate.features import Frozen, freeze
 from tests.evaluate.builders import flat, model
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Small sums on threads that wait for each other's cores would take minutes on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def hidden(train: int = 1500, test: int = 300) -> Frozen:

@@ -1,7 +1,6 @@
 """Few-shot classification: known draws, known figures, scikit-learn's optimum."""
 
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -12,24 +11,7 @@ from torch.nn import functional as F
 from lmim.evaluate import fewshot
 from lmim.evaluate.features import Frozen
 from lmim.evaluate.fewshot import METRICS, PENALTY, drawn, interval, logistic, prepared
-from tests.evaluate.builders import frozen
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Small sums on threads that wait for each other's cores would take minutes on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def clusters(rows: int, width: int = 8, classes: int = 5, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Overlapping classes, so that accuracies lie well between chance and 100."""
-    centres = torch.randn(classes, width, generator=torch.Generator().manual_seed(99))
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.randint(classes, (rows,), generator=generator)
-    return centres[labels] + torch.randn(rows, width, generator=generator), labels
+from tests.evaluate.builders import clusters, frozen
 
 
 def planted(rows: int = 600) -> Frozen:

@@ -4,25 +4,16 @@ import numpy as np
 import pytest
 import torch
 from sklearn.neighbors import KNeighborsClassifier
-from torch import Tensor
 
 from lmim.evaluate.knn import TEMPERATURE, Neighbours, knn
-from tests.evaluate.builders import frozen, nothing
-
-
-def clusters(rows: int, width: int = 8, classes: int = 5, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Overlapping classes, so that accuracies lie well between chance and 100."""
-    centres = torch.randn(classes, width, generator=torch.Generator().manual_seed(99))
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.randint(classes, (rows,), generator=generator)
-    return centres[labels] + 1.5 * torch.randn(rows, width, generator=generator), labels
+from tests.evaluate.builders import clusters, frozen, nothing
 
 
 @pytest.mark.parametrize("k", [1, 20, 500])
 def test_knn_agrees_with_scikit_learn(k: int) -> None:
     """Wrong weights or neighbours would shift every k-NN figure in every table."""
-    train, train_labels = clusters(400)
-    test, test_labels = clusters(300, seed=1)
+    train, train_labels = clusters(400, noise=1.5)
+    test, test_labels = clusters(300, seed=1, noise=1.5)
 
     def weights(distance: np.ndarray) -> np.ndarray:
         return np.exp((1 - distance) / TEMPERATURE)
@@ -43,8 +34,8 @@ def test_knn_agrees_with_scikit_learn(k: int) -> None:
 @pytest.mark.parametrize("batch", [3, 50, 399])
 def test_knn_does_not_depend_on_how_the_training_set_is_cut(chunk: int, batch: int) -> None:
     """A neighbour lost or counted twice where two batches meet would bias the figure unseen."""
-    train, train_labels = clusters(400)
-    test, _ = clusters(60, seed=1)
+    train, train_labels = clusters(400, noise=1.5)
+    test, _ = clusters(60, seed=1, noise=1.5)
     whole = Neighbours(test, 20)
     whole.update(train, train_labels)
     cut = Neighbours(test, 20, chunk)

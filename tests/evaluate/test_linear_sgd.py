@@ -1,33 +1,13 @@
 """MAE's probe: its optimiser's steps, its choice of a learning rate, known figures."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from timm.optim.lars import Lars
-from torch import Tensor
 from torch.nn import functional as F
 
 from lmim.evaluate.linear import linear_top1
 from lmim.evaluate.linear_sgd import METRICS, RATES, Probes, linear_sgd, paced
-from tests.evaluate.builders import frozen
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Small sums on threads that wait for each other's cores would take minutes on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def clusters(rows: int, width: int = 8, classes: int = 5, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Overlapping classes, so that accuracies lie well between chance and 100."""
-    centres = torch.randn(classes, width, generator=torch.Generator().manual_seed(99))
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.randint(classes, (rows,), generator=generator)
-    return centres[labels] + torch.randn(rows, width, generator=generator), labels
+from tests.evaluate.builders import clusters, frozen
 
 
 def test_each_rate_takes_the_steps_of_lars_alone() -> None:

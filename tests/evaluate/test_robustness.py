@@ -1,6 +1,5 @@
 """Robustness: errors of known encoders, drawn and stored corruptions."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,15 +17,6 @@ from lmim.evaluate.robustness import METRICS, robustness
 from lmim.trial.evaluation import read_evaluations
 from tests.data.test_imagenet_c import store
 from tests.evaluate.builders import frozen, model
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Small sums on threads that wait for each other's cores would take minutes on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def digits() -> Frozen:
