@@ -568,8 +568,11 @@ def _replica(team: processes.Team, rank: int, config: Config, folder: TrialFolde
 # ------------------------------------------------------------------------------------- its judgement
 
 
-class _Stopped(Exception):
-    """Leaves an evaluation; the trial's last checkpoint is saved by then."""
+class Stopped(BaseException):
+    """Leaves an evaluation; the trial's last checkpoint is saved by then.
+
+    No `Exception`, as it says nothing of the protocol that is left.
+    """
 
 
 def _evaluate(run: Run, folder: TrialFolder, missing: Sequence[Evaluation], stop: Stop) -> None:
@@ -580,14 +583,14 @@ def _evaluate(run: Run, folder: TrialFolder, missing: Sequence[Evaluation], stop
     def pausing(view: View) -> View:
         def found(images: Float[Tensor, "b c s s"], **how: Any) -> Tensor:
             if stop():
-                raise _Stopped
+                raise Stopped
             return view(objective, images, **how)
 
         return found
 
     encode, patches = pausing(image_features), pausing(patch_features)
     logits = getattr(objective, "logits", None)
-    with contextlib.suppress(_Stopped):
+    with contextlib.suppress(Stopped):
         judged = judge(encode, run.dataset, data.image_size, missing, run.device, logits, patches)
         for evaluation, found in judged:
             write_result(

@@ -211,6 +211,26 @@ def test_an_evaluation_can_be_stopped(tmp_path: Path, tiny: Tiny, place: str) ->
     assert judged(folder).keys() == {"eval/nn_top1", "eval/knn_top1"}
 
 
+def test_a_protocol_that_is_stopped_has_not_failed(tmp_path: Path, tiny: Tiny) -> None:
+    """A preempted trial would stand as failed by a protocol that encodes images itself."""
+    config, evaluations = tiny(optim__epochs=1), read_evaluations(["invariance"])
+    folder = TrialFolder(tmp_path, config.identity)
+    train(config, folder)
+    for last in range(1, 100):
+        calls = 0
+
+        def stop(last: int = last) -> bool:
+            nonlocal calls
+            calls += 1
+            return calls >= last
+
+        train(config, folder, evaluations, stop=stop)
+        if folder.results():
+            break
+    assert last > 10
+    assert [result.error for result in folder.results()] == [""]
+
+
 def test_an_evaluation_that_is_added_later_trains_nothing(tmp_path: Path, tiny: Tiny) -> None:
     """A new protocol would cost every trial of a year again, or its figures would be of other weights."""
     config = tiny()
