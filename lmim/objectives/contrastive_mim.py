@@ -229,6 +229,10 @@ class ContrastiveMIM(Objective):
             online: list[Tensor] = [*self.mae.encoder.parameters(), *self.parts["project"].parameters()]
             torch._foreach_lerp_(list(self.copies.parameters()), online, 1 - self.momentum)
 
+    def backbone(self) -> Encoder:
+        """What is exported, and fine-tuned."""
+        return self.mae.encoder
+
     def tokens(
         self, images: Float[Tensor, "b c s s"], layer: int = 0, norm: bool = False
     ) -> Float[Tensor, "b t d"]:
