@@ -234,6 +234,8 @@ class Config(Section):
 
     sources: dict[str, str] = {}
     """The user's own code that a variant comes from: file or module to its text."""
+    imported: str = ""
+    """What the weights are, of a trial whose weights were trained elsewhere; see `lmim/interop`."""
 
     @classmethod
     def read(cls, tree: Mapping[str, Any]) -> "Config":

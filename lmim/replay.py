@@ -102,7 +102,7 @@ def _judged(
     config: Config, folder: TrialFolder, run: Run, rows: Sequence[Row], same: bool
 ) -> Iterator[Difference]:
     """Collapse measures and every protocol, on the checkpoint."""
-    if run.steps and not run.restore(folder.checkpoint):
+    if not run.restore(folder.checkpoint) and (run.steps or config.imported):
         yield "its checkpoint is gone"
         return
     last = [row for row in rows if "collapse/rank" in row.metrics][-1:]

@@ -271,15 +271,15 @@ class Run:
         """Write the checkpoint."""
         checkpoint.save(
             path,
-            {
-                "identity": self.config.identity,
-                "progress": vars(self.progress),
-                "objective": self.objective.state_dict(),
-                "optimiser": self.optimiser.state_dict() if self.optimiser else {},
-                "names": self.names,
-                "sums": self.sums,
-                "counted": self.counted,
-            },
+            content(
+                self.config,
+                self.objective,
+                progress=vars(self.progress),
+                optimiser=self.optimiser.state_dict() if self.optimiser else {},
+                names=self.names,
+                sums=self.sums,
+                counted=self.counted,
+            ),
         )
 
     def restore(self, path: Path) -> bool:
@@ -304,6 +304,12 @@ class Run:
             self.optimiser.load_state_dict(saved["optimiser"])
         self.names, self.sums = list(saved["names"]), saved["sums"].to(self.device)
         self.counted = saved["counted"]
+
+
+def content(config: Config, objective: Objective, **rest: Any) -> dict[str, Any]:
+    """A checkpoint of an objective; without the `rest`, of one that no step was made with."""
+    start = {"progress": {}, "optimiser": {}, "names": [], "sums": torch.zeros(0), "counted": 0}
+    return {"identity": config.identity, "objective": objective.state_dict()} | start | rest
 
 
 # ------------------------------------------------------------------------------------------ a trial
@@ -374,7 +380,7 @@ def train(
         resumed = run.restore(folder.checkpoint)
         if state.status != "done":
             state = _train(run, folder, resumed, report, stop, ending, begun)
-        elif run.steps and not resumed:
+        elif (run.steps or config.imported) and not resumed:
             absent = ", ".join(one.name for one in folder.missing(evaluations, config.data.version))
             raise UserError(
                 f"{folder.checkpoint}: is gone, so that {absent} cannot be judged; what was judged before "
