@@ -24,7 +24,7 @@ from lmim.command import Parser, exit_code, out_folder
 from lmim.config import Config
 from lmim.data import Dataset, open_dataset
 from lmim.errors import UserError, brief, nearest, show
-from lmim.evaluate import image_features, judge, patch_features
+from lmim.evaluate import Trained, image_features, judge, patch_features
 from lmim.loading import load_trial
 from lmim.plan.located_yaml import parse_yaml
 from lmim.plan.record import Other, Record, kept
@@ -51,6 +51,8 @@ class Judgeable:
     sources: dict[str, str]
     statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None
     """Mean and deviation that it expects pixels to be normalised by; None: those of the data."""
+    trained: Trained | None = None
+    """The trial that it is, where it is judged on its own data."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -80,7 +82,16 @@ def _command(argv: Sequence[str] | None) -> int:
     table = Table("protocol", "metric", "value", "seconds", title=f"{options.encoder} on {given.data.name}")
     failed = []
     with console.status("judging ..."):
-        judged = judge(views[0], dataset, given.data.image_size, evaluations, device, logits, views[1])
+        judged = judge(
+            views[0],
+            dataset,
+            given.data.image_size,
+            evaluations,
+            device,
+            logits,
+            views[1],
+            trained=given.trained,
+        )
         for one, found in judged:
             names = {metric.name: metric for metric in one.metrics.values()}
             metrics |= found.metrics
@@ -239,7 +250,8 @@ def _open(options: argparse.Namespace) -> Judgeable:
         seen = trial.config.data.image_size
         raise UserError(f"--image-size: expected {seen}, as the trial has seen, found {options.image_size}")
     if not given:
-        return Judgeable(trial.encoder, trial.config.data, trial.config.sources)
+        own = Trained(trial.encoder, trial.config, Path(options.encoder).resolve(), lambda: False)
+        return Judgeable(trial.encoder, trial.config.data, trial.config.sources, trained=own)
     trained = open_dataset(trial.config.data, trial.config.sources)
     statistics = trained.mean, trained.std
     side = {"image_size": trial.config.data.image_size}

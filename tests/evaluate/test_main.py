@@ -49,6 +49,21 @@ def test_a_trial_is_judged_as_its_sweep_judged_it(
     assert set(found) == {"eval/knn_top1", "eval/nn_top1.features-cls.norm-true"}
 
 
+def test_a_trial_is_fine_tuned_by_the_command(
+    folder: TrialFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What the table has could not be had of a trial alone; another's encoder has no recipe to go on by."""
+    asked = "{finetune: {epochs: 1, batch_size: 64, recipe: plain}}"
+    [figure] = figures(capsys, str(folder.path), "--protocols", asked).values()
+    assert 0 <= figure <= 100
+    evaluations = read_evaluations([{"finetune": {"epochs": 1, "batch_size": 64, "recipe": "plain"}}])
+    train(folder.config(), folder, evaluations)
+    [judged] = (one for one in folder.results() if one.protocol == "finetune")
+    assert [*judged.metrics.values()] == [figure]
+    assert main([*TINY_VIT, "--protocols", "finetune"]) == 2
+    assert "finetune: timm:test_vit has no backbone" in capsys.readouterr().err
+
+
 def test_a_model_of_timms_is_judged_by_what_its_own_head_reads(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
