@@ -1,6 +1,7 @@
 """How a frozen encoder is judged: a protocol is one file, named as its function; and diagnostics of collapse.
 
 A protocol is given `Frozen` features, its settings by keyword, and gives the figures that its METRICS name.
+Its file may say what it NEEDS besides, and of how many SECONDS it is priced: `lmim/trial/evaluation.py`.
 """
 
 import math

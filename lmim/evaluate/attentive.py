@@ -19,6 +19,7 @@ from lmim.schedules import cosine_decay
 from lmim.variants import Positive, PositiveInt
 
 METRICS = {"attentive_top1": {"label": "attentive top-1", "unit": "%", "better": "higher"}}
+SECONDS = 17
 
 KEPT = 4 * 2**30
 """Bytes of patch features that a file may take; those of more images are made anew every epoch."""

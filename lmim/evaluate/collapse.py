@@ -22,6 +22,7 @@ METRICS = {
     "alignment": {"label": "alignment", "better": "lower"},
     "uniformity": {"label": "uniformity", "better": "lower"},
 }
+SECONDS = 4
 
 
 def collapse(frozen: Frozen, *, crop_scale: Fraction = 0.2) -> dict[str, float]:

@@ -28,6 +28,7 @@ METRICS = {
     "fewshot_10pc": {"label": "top-1 of 10 % of labels", "unit": "%", "better": "higher"},
     "fewshot_10pc_interval": {"label": "top-1 of 10 % of labels, ± over draws", "unit": "%"},
 }
+SECONDS = 10
 
 PENALTY = 2.5e-4
 """MSN's: the mean cross-entropy of n images is minimised with PENALTY / n times half the squared weights."""

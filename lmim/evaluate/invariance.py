@@ -30,6 +30,7 @@ METRICS = {
     "cosine_flip": {"label": "cosine to the mirrored image"},
     "cosine_others": {"label": "cosine to other images"},
 }
+SECONDS = 4
 
 SAME = 1e-6
 """Where other images are as near as this, the encoder tells none apart."""

@@ -18,6 +18,7 @@ METRICS = {
     "linear_sgd_top1": {"label": "linear top-1 by SGD", "unit": "%", "better": "higher"},
     "linear_sgd_lr": {"label": "base learning rate picked for SGD"},
 }
+SECONDS = 6
 
 RATES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 """Learning rates at a batch of 256, scaled with the batch; MAE's is 0.1, at 16,384 of 1.28 million images."""

@@ -39,6 +39,7 @@ METRICS = {
     "error_pixelate": {"label": "error under pixelate", "unit": "%", "better": "lower"},
     "error_jpeg_compression": {"label": "error under JPEG compression", "unit": "%", "better": "lower"},
 }
+SECONDS = 14
 
 FEW = 32
 """Judged images of a sample."""

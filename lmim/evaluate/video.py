@@ -26,6 +26,7 @@ METRICS = {
     "video_f": {"label": "video F", "unit": "%", "better": "higher"},
 }
 NEEDS = ("masks", "clips")
+SECONDS = 4
 RECIPES = {"dino": DINO, "videowalk": VIDEOWALK}
 FEW = 8
 """Clips of a sample."""

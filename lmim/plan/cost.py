@@ -14,6 +14,7 @@ from typing import Any
 
 from lmim.config import Config
 from lmim.plan import facts
+from lmim.trial.evaluation import Evaluation
 from lmim.trial.folder import State
 
 SHIPPED = Path(__file__).parents[1] / "analysis" / "benchmarks"
@@ -123,8 +124,12 @@ def estimate(
     finished: Sequence[tuple[Config, State]],
     machine: Machine,
     records: Sequence[tuple[str, Mapping[str, Any]]],
+    evaluations: Sequence[Evaluation] = (),
 ) -> Estimate | None:
-    """The cost of the `missing` configs, each with its epochs left; None where nothing was measured."""
+    """The cost of the `missing` configs, each with its epochs left; None where nothing was measured.
+
+    `evaluations` are how each is judged; the features, neighbours and the probe are in its work.
+    """
     if not missing:
         return Estimate(0.0, 0, 0.0, 0.0, "")
     wanted = {kind(config, machine.device(config)) for config, _ in missing}
@@ -142,7 +147,8 @@ def estimate(
         if rates is None and like is None:
             return None
         fixed, pace = like or (TRIAL_SECONDS, 1.0)
-        seconds.append(fixed + pace * _moving(config, epochs, own, rates))
+        judging = 0.0 if like else _judging(config, evaluations, own, rates)  # which like ones were, too
+        seconds.append(fixed + pace * _moving(config, epochs, own, rates) + judging)
         basis = "by like trials that are done" if like else rates[2] if rates else ""
         bases[basis] = None
         share = config.run.processes * (config.run.gpu_share if device == "cuda" else config.run.cpus)
@@ -181,6 +187,20 @@ def _moving(config: Config, epochs: int, work: Work, rates: Rates | None) -> flo
     training, evaluation, _ = rates or NOMINAL
     epoch = max(work.epoch / (training * config.run.processes), work.steps * STEP_SECONDS)
     return epochs * epoch + work.evaluation / evaluation  # which is the first process' alone
+
+
+def _judging(config: Config, evaluations: Iterable[Evaluation], work: Work, rates: Rates | None) -> float:
+    """The seconds of the further protocols, by their own files, as if on a core."""
+    data, (training, _, _) = facts.data_of(config), rates or NOMINAL
+    images = min(data.train, config.data.train_images or data.train) + data.test
+    asked = [one for one in evaluations if one.applies(config)]
+    epochs = sum(one.epochs for one in asked)
+    tuned = epochs * work.epoch / (training * config.run.processes)
+    return sum(one.seconds for one in asked) * images / SECONDS_OF + tuned
+
+
+SECONDS_OF = 24_000
+"""Images of which a protocol's file says the seconds."""
 
 
 def _measured(

@@ -140,4 +140,4 @@ def cost_of(
     ):  # what is yet to be suggested is taken to be like the recipe
         config, seeds = search.study.config, len(search.study.search.seeds)
         missing += [(config, config.optim.epochs)] * search.left * seeds
-    return cost.estimate(missing, finished, machine, cost.read_records(out))
+    return cost.estimate(missing, finished, machine, cost.read_records(out), plan.sweep.evaluations)

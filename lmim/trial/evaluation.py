@@ -138,6 +138,19 @@ class Evaluation:
         tokens = ("tokens",) if self.view.keys() & {"features", "norm"} else ()
         return (*(need for need in self.needs if need not in OF_DATA), *tokens)
 
+    @property
+    def seconds(self) -> float:
+        """What it was measured to take of 24,000 images of 64 channels on one core, where its file says."""
+        constants = variants.describe("evaluate", self.protocol, self.sources).constants
+        return float(constants.get("SECONDS", 0.0))
+
+    @property
+    def epochs(self) -> int:
+        """How many it trains."""
+        settings = settings_of(self.protocol, self.sources)
+        epochs = settings["epochs"].neutral if "backbone" in self.needs and "epochs" in settings else 0
+        return int(self.settings.get("epochs", epochs)) if epochs else 0
+
     def applies(self, config: Config) -> bool:
         """Whether the config's objective has what the protocol needs; another's trials it does not judge."""
         if not (wanted := self.methods):

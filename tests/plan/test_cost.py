@@ -15,6 +15,7 @@ from lmim.config import Config, merge
 from lmim.plan import cost, facts
 from lmim.plan.located_yaml import scalar
 from lmim.sweep.executors import local_resources
+from lmim.trial.evaluation import read_evaluations
 from lmim.trial.folder import State
 from tests.sweep.running import TINY
 
@@ -109,6 +110,19 @@ def test_only_what_is_left_costs() -> None:
     judged = work(config()).evaluation / 2e9 + cost.TRIAL_SECONDS
     assert priced(0, 0) == pytest.approx(judged)
     assert (priced(10, 10) - judged) == pytest.approx(2 * (priced(10, 5) - judged))
+
+
+def test_further_protocols_are_priced_too() -> None:
+    """A sweep of a minute's trials that are judged for three would be promised in a minute."""
+    records, one = [("mine", RECORD)], config()
+    asked = read_evaluations(["nn", "attentive", {"finetune": {"epochs": 3}}, "top1"])
+    plain, judged = (
+        hours(cost.estimate([(one, 1)], [], ONE_CORE, records, which))[0] * 3600 for which in ((), asked)
+    )
+    data = facts.data_of(one)
+    attentive = asked[1].seconds * (data.train + data.test) / cost.SECONDS_OF
+    assert attentive > 0
+    assert judged - plain == pytest.approx(attentive + 3 * work(one).epoch / 1e9)
 
 
 def test_trials_fill_the_slots(monkeypatch: pytest.MonkeyPatch) -> None:
