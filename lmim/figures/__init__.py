@@ -9,7 +9,7 @@ by the same name. What is made is kept in the trial's folder, and fed to MLflow 
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -81,31 +81,30 @@ class Subject:
     sources: dict[str, str]
 
     @classmethod
-    def of(cls, folder: TrialFolder, sources: dict[str, str] | None = None) -> "Subject":
-        """A trial by its folder, on the GPU if there is one; `sources` are of data that figures open.
+    def of(cls, folder: TrialFolder) -> "Subject":
+        """A trial by its folder, on the GPU if there is one.
 
         Raises:
             UserError: it has no checkpoint, or its data are not here.
         """
         trial = load_trial(folder.path)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        return cls.seeing(folder, trial.config, trial.encoder.to(device), open_planned(trial.config), sources)
+        return cls.seeing(folder, trial.config, trial.encoder.to(device), open_planned(trial.config))
 
     @classmethod
-    def seeing(
-        cls,
-        folder: TrialFolder,
-        config: Config,
-        objective: Objective,
-        dataset: Dataset,
-        sources: dict[str, str] | None = None,
-    ) -> "Subject":
+    def seeing(cls, folder: TrialFolder, config: Config, objective: Objective, dataset: Dataset) -> "Subject":
         """An objective that is loaded already."""
         first = next(objective.parameters(), None)
         device = first.device if first is not None else torch.device("cpu")
-        views = (torch.no_grad()(partial(view, objective)) for view in (image_features, patch_features))
-        model = Model(*views, dataset, config.data.image_size, device)
-        return cls(folder, config, objective.eval(), model, config.sources | (sources or {}))
+        images, patches = (
+            torch.no_grad()(partial(view, objective)) for view in (image_features, patch_features)
+        )
+        model = Model(images, patches, dataset, config.data.image_size, device)
+        return cls(folder, config, objective.eval(), model, config.sources)
+
+    def having(self, sources: Mapping[str, str]) -> "Subject":
+        """The same with the text of files of data that a figure opens."""
+        return replace(self, sources=self.sources | dict(sources))
 
     def open(self, name: str, path: str = "") -> Dataset:
         """The data of this name, at the side that the encoder has seen; empty for the trial's own.
@@ -202,7 +201,7 @@ def make(folder: TrialFolder, figures: Sequence[Figure]) -> Iterator[str]:
     for one in missing:
         try:
             subject = subject or Subject.of(folder)
-            found = draw(replace(subject, sources=subject.sources | dict(one.sources)), one)
+            found = draw(subject.having(one.sources), one)
         except Exception as error:  # noqa: BLE001  no figure is worth a sweep: the others are drawn
             yield f"{one.name}: {cause(error)}"
             continue
@@ -214,7 +213,7 @@ def keep(arrays: Arrays, file: Path, older: Path | None) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
     with temporary.open("wb") as stream:
-        np.savez_compressed(stream, **arrays)
+        np.savez_compressed(stream, allow_pickle=False, **arrays)
     temporary.replace(file)
     if older is not None and older != file:
         older.unlink(missing_ok=True)

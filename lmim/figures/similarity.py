@@ -34,6 +34,8 @@ def similarity(trial: Subject, *, images: PositiveInt = 64) -> Arrays:
     split = trial.model.dataset.test
     seen = trial.images(split, spread(len(split), images))
     rows = trial.folder.rows()[0]
+    if not trial.config.optim.epochs:
+        raise Lacking("it was not trained")
     looks = _course(rows, "collapse/patch_cosine")
     if not looks:
         raise Lacking("its journal has no collapse/patch_cosine")
@@ -42,7 +44,7 @@ def similarity(trial: Subject, *, images: PositiveInt = 64) -> Arrays:
     # the journal's is of different patches alone
     found["patches"] = (np.array([*looks.values()]) * (count - 1) + 1) / count
     aims = _course(rows, "train/similarity_aim")
-    if aims and getattr(trial.config.section("mask"), "similarity", 0):
+    if aims and trial.config.flat().get("mask.similarity"):
         found |= {"aim_steps": np.array([*aims]), "aim": np.array([*aims.values()])}
     untrained = Run(trial.config, trial.model.dataset, torch.device(trial.model.device)).objective.eval()
     for name, objective in (("before", untrained), ("after", trial.objective)):

@@ -306,6 +306,11 @@ def with_data(evaluations: Iterable[Evaluation]) -> tuple[Evaluation, ...]:
     return tuple(_with_data(number, one.protocol, one) for number, one in enumerate(evaluations))
 
 
+def figures_with_data(found: Iterable[Figure]) -> tuple[Figure, ...]:
+    """The same of figures."""
+    return tuple(_with_data(number, one.name, one) for number, one in enumerate(found))
+
+
 def _with_data(number: int, called: str, one: Opening) -> Opening:
     """An entry with the version of the data that it opens."""
     if (data := one.opens) is None:
@@ -324,8 +329,7 @@ def _with_data(number: int, called: str, one: Opening) -> Opening:
 
 def _figures(file: SweepFile, sheet: Sheet, schema: Schema) -> tuple[Figure, ...]:
     try:
-        found = read_figures(file.figures, schema.sources)
-        return tuple(_with_data(number, one.name, one) for number, one in enumerate(found))
+        return figures_with_data(read_figures(file.figures, schema.sources))
     except EntryError as error:
         fail(f"{sheet.where('figures', error.entry)}: figures", str(error))
 

@@ -101,6 +101,15 @@ def meaning(name: str) -> str:
     return MEANINGS.get(name) or variants.describe("figure", name, {}).meaning
 
 
+def named_figure(entry: object) -> tuple[str, dict[str, Any]]:
+    """The figure that an entry names, and the settings that it gives, unchecked.
+
+    >>> named_figure({"attention": {"images": 2}})
+    ('attention', {'images': 2})
+    """
+    return named(entry, "a figure", "attention: {images: 2}")
+
+
 def read_figures(entries: Sequence[object], sources: Mapping[str, str] = {}) -> tuple[Figure, ...]:
     """What a sweep file's `figures` says; `sources` holds the text of the user's own files of data.
 
@@ -110,7 +119,7 @@ def read_figures(entries: Sequence[object], sources: Mapping[str, str] = {}) -> 
     found: list[Figure] = []
     for number, entry in enumerate(entries):
         try:
-            one = _read(*named(entry, "a figure", "attention: {images: 2}"), sources)
+            one = _read(*named_figure(entry), sources)
             if one in found:
                 raise ValueError(f"duplicate {one.name}: expected once with the same settings")
         except ValueError as error:
