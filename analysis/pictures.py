@@ -33,7 +33,7 @@ VOID = 255
 MARKERS = "osD^vP*X"
 INK, GREY = "#111111", "#6b6b6b"
 TEXT: Any = {"fontsize": 7.5}
-ENDS = {"prediction": ("o", "#0072B2"), "target": ("s", "#D55E00"), "visible": ("^", "#009E73")}
+ENDS = {"prediction": ("o", "#00224e"), "target": ("s", "#a59c74"), "visible": ("^", "#fee838")}
 """Marker and colour of what is measured before and after training."""
 
 
@@ -80,9 +80,9 @@ def similarity(axes: Axes, data: Arrays) -> None:
     for name, before, after in zip(data["parts"], data["before"], data["after"], strict=True):
         if math.isfinite(before) and math.isfinite(after):
             marker, colour = ENDS[str(name)]
-            look: Any = {"color": colour, "linestyle": ":", "linewidth": 0.8, "markersize": 6}
-            look |= {"markeredgecolor": INK, "markeredgewidth": 0.5, "clip_on": False, "zorder": 4}
-            axes.plot(ends, [before, after], marker=marker, label=f"{name}, at both ends", **look)
+            look: Any = {"color": GREY, "linestyle": ":", "linewidth": 0.9, "clip_on": False, "zorder": 4}
+            look |= {"marker": marker, "markersize": 6, "markerfacecolor": colour, "markeredgecolor": INK}
+            axes.plot(ends, [before, after], label=f"{name}, at both ends", **look)
     axes.set(xlabel="step", ylabel="mean cosine in an image", ylim=(min(0.0, axes.get_ylim()[0]), 1.0))
     axes.set_xlim(left=0)
     axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
