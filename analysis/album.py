@@ -18,8 +18,10 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from numpy.typing import NDArray
 
 from lmim.analysis import figures, pictures
+from lmim.analysis.intervals import Interval
 from lmim.analysis.pictures import PICTURES, Arrays
 from lmim.analysis.results import Results, Trial, reading
 from lmim.analysis.table import Row, decimals
@@ -55,11 +57,11 @@ class Album:
     """A figure of the sweep, drawn."""
 
     name: str
-    """Of its files, without suffix and number."""
+    """What the sweep's file calls it."""
     caption: str
     pages: tuple[Figure, ...]
     notes: tuple[str, ...]
-    """Of which arms it shows nothing, and why."""
+    """Of which arms it shows nothing, a line for each reason."""
 
 
 def albums(uri: str, found: Results, rows: Sequence[Row]) -> Iterator[Album]:
@@ -74,21 +76,29 @@ def albums(uri: str, found: Results, rows: Sequence[Row]) -> Iterator[Album]:
 def album(one: Wanted, shown: Sequence[Shown]) -> Album:
     """A figure of some trials, on as many pages as it takes."""
     drawn = [part for part in shown if not part.reason]
-    notes = tuple(f"{part.label}: {part.reason}" for part in shown if part.reason)
+    lacking: dict[str, list[str]] = {}
+    for part in shown:
+        if part.reason:
+            lacking.setdefault(part.reason, []).append(part.label)
+    notes = tuple(f"{', '.join(labels)}: {reason}" for reason, labels in lacking.items())
     about = ", ".join(f"{key} {word(value)}" for key, value in one.settings.items() if value != "")
     if one.name == "similarity":
         pages, caption = _curves(drawn), CURVES
     else:
         pages, caption = _pages(one.name, drawn), PICTURES[one.name].caption
-    return Album(one.slug, f"{caption}. One trial an arm, of its first seed ({about}).", tuple(pages), notes)
+    return Album(one.name, f"{caption}. One trial an arm, of its first seed ({about}).", tuple(pages), notes)
 
 
-def save(found: Album, folder: Path) -> list[str]:
-    """Write the pages, each as PNG and PDF; their names, without suffix."""
+def save(found: Album, folder: Path, number: int = 1) -> list[str]:
+    """Write the pages, each as PNG and PDF; their names, without suffix.
+
+    `number` counts the figures of one name: `tsne`, `tsne-2`; of several pages `tsne-2-page-1`.
+    """
+    name = found.name if number == 1 else f"{found.name}-{number}"
     several = len(found.pages) > 1
-    names = [f"{found.name}-{number}" if several else found.name for number, _ in enumerate(found.pages, 1)]
-    for name, page in zip(names, found.pages, strict=True):
-        figures.save(page, folder / name)
+    names = [f"{name}-page-{page}" if several else name for page, _ in enumerate(found.pages, 1)]
+    for file, page in zip(names, found.pages, strict=True):
+        figures.save(page, folder / file)
     return names
 
 
@@ -243,21 +253,22 @@ def _curves(shown: Sequence[Shown]) -> Iterator[Figure]:
 def _heatmaps(one: Wanted, found: Results, rows: Sequence[Row]) -> Album:
     """A metric over two axes, a panel for each combination of the other axes' values."""
     x, y, metric = (str(one.settings[key]) for key in ("x", "y", "metric"))
-    panels: dict[str, dict[tuple[float, float], float]] = {}
-    notes = []
+    panels: dict[str, dict[tuple[float, float], Interval]] = {}
+    without = []
     for row in rows:
         if row.baseline or x not in row.axes or y not in row.axes:
             continue
-        mean = row.metrics[metric].mean if metric in row.metrics else None
+        value = row.metrics.get(metric)
         rest = ", ".join(f"{k.rpartition('.')[2]} {word(v)}" for k, v in row.axes.items() if k not in (x, y))
-        if mean is None or not math.isfinite(mean):
-            notes.append(f"{row.arm}: no value yet")
+        if value is None or value.mean is None:
+            without.append(row.arm)
         else:
-            panels.setdefault(rest, {})[_number(row.axes[x]), _number(row.axes[y])] = mean
+            panels.setdefault(rest, {})[_number(row.axes[x]), _number(row.axes[y])] = value
     label = found.label(metric)
-    caption = f"{label} over {x} and {y}: the mean over seeds, in one scale of colours"
+    what = "the mean over seeds ± half of its 95 % t-interval, in one scale of colours"
     pages = (_heat(panels, (x, y), label),) if panels else ()
-    return Album(one.slug, f"{caption}.", pages, tuple(notes))
+    notes = (f"{', '.join(without)}: no value yet",) if without else ()
+    return Album(one.name, f"{label} over {x} and {y}: {what}.", pages, notes)
 
 
 def _number(value: object) -> float:
@@ -266,23 +277,23 @@ def _number(value: object) -> float:
 
 
 def _heat(
-    panels: Mapping[str, Mapping[tuple[float, float], float]], keys: tuple[str, str], label: str
+    panels: Mapping[str, Mapping[tuple[float, float], Interval]], keys: tuple[str, str], label: str
 ) -> Figure:
     cells = [cell for panel in panels.values() for cell in panel]
     across, up = (sorted({cell[place] for cell in cells}) for place in (0, 1))
-    values = [value for panel in panels.values() for value in panel.values()]
+    values = [one.mean or 0.0 for panel in panels.values() for one in panel.values()]
     columns = min(len(panels), 3)
     rows = math.ceil(len(panels) / columns)
     with mpl.rc_context(figures.STYLE):
-        size = (NARROW if columns == 1 else WIDE, rows * (0.9 + 0.42 * len(up)) + 0.25)
+        size = (NARROW if columns == 1 else WIDE, rows * (0.9 + 0.46 * len(up)) + 0.25)
         figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.05, h_pad=0.05))
         FigureCanvasAgg(figure)
         axes = [*figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flat]
+        ends = {"low": np.array(min(values)), "high": np.array(max(values))}
         for axis, (rest, panel) in zip(axes, panels.items(), strict=False):
-            grid = np.array([[panel.get((x, y), math.nan) for x in across] for y in up])
-            ends = {"low": np.array(min(values)), "high": np.array(max(values))}
-            data = {"values": grid, "x": np.array(across), "y": np.array(up)} | ends
-            image = pictures.heatmap(axis, data, decimals(values))
+            found = [[panel.get((x, y)) for x in across] for y in up]
+            data = {"x": np.array(across), "y": np.array(up), "values": _grid_of(found, "mean")}
+            image = pictures.heatmap(axis, data | {"half": _grid_of(found, "half")} | ends, decimals(values))
             axis.set_title(figures.plain(rest), loc="left", fontsize=9, weight="bold")
             axis.set(xlabel=figures.plain(keys[0]), ylabel=figures.plain(keys[1]))
             axis.label_outer()
@@ -291,3 +302,8 @@ def _heat(
         bar = figure.colorbar(image, ax=axes, label=figures.plain(label), aspect=14)
         bar.ax.grid(visible=False)
     return figure
+
+
+def _grid_of(cells: Sequence[Sequence[Interval | None]], part: str) -> NDArray[np.float64]:
+    """A part of each cell's interval; NaN where there is none."""
+    return np.array([[getattr(one, part, None) for one in row] for row in cells], dtype=np.float64)

@@ -150,7 +150,8 @@ def neighbours(axes: Sequence[Axes], data: Arrays, number: int = 0) -> None:
 
 def heatmap(axes: Axes, data: Arrays, decimals: int = 2) -> AxesImage:
     """On one axis: `values` [y, x] over the numbers `x` and `y`, written in their cells; one without a value
-    is left blank. `low` and `high`, if given, are the ends of the colours."""
+    is left blank. `half` [y, x], if given, is what may be off either way, `low` and `high` the ends of the
+    colours."""
     values = data["values"]
     low, high = (float(data[end]) if end in data else None for end in ("low", "high"))
     shown = axes.imshow(values, cmap=MAP, origin="lower", aspect="auto", vmin=low, vmax=high)
@@ -161,9 +162,10 @@ def heatmap(axes: Axes, data: Arrays, decimals: int = 2) -> AxesImage:
         if math.isfinite(value):
             light = float(np.asarray(shown.norm(value))) > 0.55
             text = f"{value:.{decimals}f}"
-            axes.text(
-                column, row, text, ha="center", va="center", color=INK if light else "white", fontsize=8.5
-            )
+            half = float(data["half"][row, column]) if "half" in data else math.nan
+            text += f"\n± {half:.{decimals}f}" if math.isfinite(half) else ""
+            look: Any = {"ha": "center", "va": "center", "color": INK if light else "white", "fontsize": 8}
+            axes.text(column, row, text, **look)
     return shown
 
 

@@ -140,15 +140,12 @@ def _draw(report: Report, uri: str, stage: Callable[[str], None]) -> list[dict[s
     from lmim.analysis import album
 
     stage("further figures")
-    return [
-        {
-            "name": one.name,
-            "caption": one.caption,
-            "pages": album.save(one, report.path),
-            "notes": one.notes,
-        }
-        for one in album.albums(uri, report.found, report.rows)
-    ]
+    said: list[dict[str, Any]] = []
+    for one in album.albums(uri, report.found, report.rows):
+        number = 1 + sum(other["name"] == one.name for other in said)
+        pages = album.save(one, report.path, number)
+        said.append({"name": one.name, "caption": one.caption, "pages": pages, "notes": one.notes})
+    return said
 
 
 def _json(file: Path, data: object) -> None:

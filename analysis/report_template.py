@@ -74,7 +74,7 @@ display(Image("training.png", alt="Loss and collapse measures of each arm over t
 
 # %%
 for one in report.get("figures", []):
-    display(HTML(f"<h2>{escape(one['name'].partition('-')[0].capitalize())}</h2>"))
+    display(HTML(f"<h2>{escape(one['name'].capitalize())}</h2>"))
     display(HTML(f"<p class=note>{escape(one['caption'])}</p>"))
     for page in one["pages"]:
         display(Image(f"{page}.png", alt=one["caption"]))

@@ -56,14 +56,6 @@ class Figure:
         """What those data must have, by the NEEDS of the figure's file."""
         return tuple(variants.describe("figure", self.name, {}).constants.get("NEEDS", ()))
 
-    @property
-    def slug(self) -> str:
-        """A name for files: the figure's, and what of its settings is not as it is where nobody sets it."""
-        neutral = settings_of(self.name)
-        said = [f"{key}-{value}" for key, value in self.settings.items() if value != neutral[key].neutral]
-        whole = "-".join([self.name, *said])
-        return "".join(c if c.isalnum() or c in "-_." else "-" for c in whole)[:80]
-
     def stem(self, trial: str, data_version: str) -> str:
         """The figure, and eight hex digits of what it is drawn of."""
         moved = {PATH} if self.version else set()
