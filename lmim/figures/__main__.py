@@ -40,7 +40,7 @@ def _command(argv: Sequence[str] | None) -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     failed = False
     names = [one.name for one in figures]
-    for place, one in enumerate(figures):
+    for earlier, one in enumerate(figures):
         shown = []
         for subject in subjects:
             try:
@@ -55,7 +55,7 @@ def _command(argv: Sequence[str] | None) -> int:
         found = album.album(one, shown)
         for note in found.notes:
             console.print(f"{one.name}: nothing of {note}", markup=False)
-        for name in album.save(found, options.out, 1 + names[:place].count(one.name)):
+        for name in album.save(found, options.out, 1 + names[:earlier].count(one.name)):
             print(options.out / f"{name}.png")
     return int(failed)
 
