@@ -83,7 +83,7 @@ def similarity(axes: Axes, data: Arrays) -> None:
             look: Any = {"color": GREY, "linestyle": ":", "linewidth": 0.9, "clip_on": False, "zorder": 4}
             look |= {"marker": marker, "markersize": 6, "markerfacecolor": colour, "markeredgecolor": INK}
             axes.plot(ends, [before, after], label=f"{name}, at both ends", **look)
-    axes.set(xlabel="step", ylabel="mean cosine in an image", ylim=(min(0.0, axes.get_ylim()[0]), 1.0))
+    axes.set(xlabel="step", ylabel="mean cosine", ylim=(min(0.0, axes.get_ylim()[0]), 1.0))
     axes.set_xlim(left=0)
     axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
 
