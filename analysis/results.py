@@ -228,6 +228,11 @@ def assemble(plan: Mapping[str, Any], runs: Iterable[Trial]) -> Results:
     def order(item: Trial | Excluded) -> tuple[int, int, str, str]:
         return place.get(item.arm, len(place)), item.seed, item.arm, item.id
 
+    others, unlike = _others(plan)
+    arms += tuple(Arm(one.arm, {}, baseline=True) for one in others)
+    place |= {one.arm: len(place) + number for number, one in enumerate(others)}
+    counted = [*(run for run in done if run.id in alike), *others]
+
     return Results(
         name=plan["name"],
         scale=plan["scale"],
@@ -238,8 +243,8 @@ def assemble(plan: Mapping[str, Any], runs: Iterable[Trial]) -> Results:
         seeds=tuple(plan["seeds"]),
         claims=tuple(plan["claims"]),
         arms=arms,
-        trials=tuple(sorted((run for run in done if run.id in alike), key=order)),
-        excluded=tuple(sorted(excluded, key=order)),
+        trials=tuple(sorted(counted, key=order)),
+        excluded=tuple(sorted([*excluded, *unlike], key=order)),
         digest=_digest(plan, newest.values()),
         code=code,
         commit=plan.get("commit", ""),
@@ -254,6 +259,40 @@ def assemble(plan: Mapping[str, Any], runs: Iterable[Trial]) -> Results:
         searched={
             run.id: run for run in newest.values() if run.id in planned - {cell.id for cell, _ in cells}
         },
+    )
+
+
+def _others(plan: Mapping[str, Any]) -> tuple[list[Trial], list[Excluded]]:
+    """Others' encoders that stand beside the trials, and those that do not, for what has changed since."""
+    versions = {trial.get("data_version", "") for trial in plan["trials"]}
+    found, unlike = [], []
+    for one in plan.get("others", ()):
+        changed = "data" if one["beside"] not in versions else ""
+        changed = "code" if plan.get("code") not in ("", None, one["code"]) else changed
+        if changed:
+            unlike.append(
+                Excluded(one["encoder"], one["name"], 0, f"judged with other {changed}: judge it again")
+            )
+        else:
+            found.append(_other(one))
+    return found, unlike
+
+
+def _other(one: Mapping[str, Any]) -> Trial:
+    """Others' encoder as a trial without a run; it was not trained here, so that it came to no outcome."""
+    return Trial(
+        id=one["encoder"],
+        arm=one["name"],
+        seed=0,
+        outcome="",
+        code=one["code"],
+        commit=one["commit"],
+        dataset_version=one["data_version"],
+        torch=one["torch"],
+        timm=one["timm"],
+        device=one["device"],
+        ended=int(1000 * one["judged"]),
+        metrics={"system/core_seconds": one["seconds"]} | {k: float(v) for k, v in one["metrics"].items()},
     )
 
 

@@ -237,7 +237,7 @@ def against_mae(clone: Path, repeats: int, seconds: float) -> Json:
         UserError: there is no such clone.
     """
     say(f"pixel_mim against {clone}")
-    config = interop.translate_mae(THEIRS)
+    config = interop.official.translate_mae(THEIRS)
     change = {"optim.batch_size": 8, "optim.epochs": 1, "run.device": "cpu"}
     config = Config.read(merge(config.model_dump(), change))
     ours = Steps(config, noise(config, facts.Data("bench", 100_000, 10, 10, 3, 10)))

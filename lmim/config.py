@@ -157,6 +157,8 @@ class Optim(Section):
     """AdamW's, of the gradient's mean."""
     beta2: BelowOne = 0.95
     """AdamW's, of the gradient's square."""
+    layer_decay: Fraction = 1.0
+    """A block's learning rate over that of the one after it (arXiv 2106.08254); 1 is one rate for all."""
     clip_grad: NonNegative = 0.0
     """Largest gradient norm; 0 is no clipping."""
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -232,6 +234,8 @@ class Config(Section):
 
     sources: dict[str, str] = {}
     """The user's own code that a variant comes from: file or module to its text."""
+    imported: str = ""
+    """What the weights are, of a trial whose weights were trained elsewhere; see `lmim/interop`."""
 
     @classmethod
     def read(cls, tree: Mapping[str, Any]) -> "Config":

@@ -22,7 +22,7 @@ from rich.console import Console
 from lmim.command import Parser, exit_code, out_folder
 from lmim.config import Config
 from lmim.errors import cause
-from lmim.evaluate import image_features, judge, patch_features
+from lmim.evaluate import Trained, image_features, judge, patch_features
 from lmim.tokenizer import ensure
 from lmim.train.batches import batches
 from lmim.train.loop import Run, choose_device, device_name, open_planned
@@ -102,7 +102,7 @@ def _judged(
     config: Config, folder: TrialFolder, run: Run, rows: Sequence[Row], same: bool
 ) -> Iterator[Difference]:
     """Collapse measures and every protocol, on the checkpoint."""
-    if run.steps and not run.restore(folder.checkpoint):
+    if not run.restore(folder.checkpoint) and (run.steps or config.imported):
         yield "its checkpoint is gone"
         return
     last = [row for row in rows if "collapse/rank" in row.metrics][-1:]
@@ -117,7 +117,8 @@ def _judged(
         evaluations = [result.evaluation for result in some]
         where = run.dataset, config.data.image_size
         encode, patches = (partial(view, objective) for view in (image_features, patch_features))
-        now = judge(encode, *where, evaluations, run.device, logits, patches, few=sample)
+        trained = Trained(objective, config, folder.path, lambda: False)
+        now = judge(encode, *where, evaluations, run.device, logits, patches, sample, trained)
         for result, (_, found) in zip(some, now, strict=True):
             if found.error:
                 yield found.error

@@ -115,6 +115,17 @@ def connect(uri: str) -> "MlflowClient":
         raise UserError(f"--tracking-uri {redacted(uri)}: {brief(error)}{hint}") from None
 
 
+def runs_of(trial: TrialFolder, uri: str | None = None) -> list[str]:
+    """The runs that MLflow has of a trial; none where there is no database."""
+    uri = uri or default_uri(trial.root.parent)
+    if uri.startswith("sqlite:") and not Path(uri.removeprefix("sqlite:///")).is_file():
+        return []
+    client = connect(uri)
+    where = [experiment.experiment_id for experiment in client.search_experiments()]
+    found = client.search_runs(where, f"tags.`lmim.trial_id` = '{trial.id}'")
+    return [f"run {run.info.run_id} of experiment {run.info.experiment_id}" for run in found]
+
+
 class Tracker:
     """Feeds one sweep's trials to MLflow.
 

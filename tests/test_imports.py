@@ -21,6 +21,7 @@ LAYERS = (
         "lmim.tokenizer",
         "lmim.tracking",
         "lmim.evaluate.__main__",
+        "lmim.evaluate.finetune",
         "lmim.train.__main__",
     ),
     ("lmim.pages",),

@@ -3,7 +3,7 @@
 import json
 import os
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import pytest
 import timm
@@ -16,7 +16,8 @@ from lmim.axes.mask import patchify
 from lmim.config import Config
 from lmim.encoder import View, take
 from lmim.errors import UserError
-from lmim.interop import flat_embedding, load_mae, load_official, our_mae_name, our_name, to_timm
+from lmim.interop import load_mae, load_official, to_timm
+from lmim.interop.official import flat_embedding, our_mae_name, our_name
 from lmim.objectives import Setup, build
 from lmim.objectives.latent_mim import LatentMIM, Output
 from lmim.objectives.supervised import Supervised
@@ -246,7 +247,24 @@ def test_a_classifier_leaves_as_timms_own_model(objective: str, pool: str) -> No
     assert flops[0] == flops[1] == flops[2] > 0
 
 
-def test_what_has_no_classifier_does_not_leave() -> None:
-    """A model with a head that was never trained would be served."""
-    with pytest.raises(UserError, match="LatentMIM: has no classifier; supervised"):
-        to_timm(build(Config.read({}), Setup(20, 1, 10)))
+@pytest.mark.parametrize("objective", ["latent_mim", "pixel_mim", "block_mim", "contrastive_mim"])
+def test_an_encoder_leaves_with_its_features(objective: str) -> None:
+    """Whoever goes on from it elsewhere would go on from another representation than the table's."""
+    ours = build(Config.read({"objective": objective}), Setup(20, 1, 10)).eval()
+    with torch.no_grad():
+        for parameter in ours.parameters():  # norms and biases that change something
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    theirs, images = to_timm(ours), torch.randn(3, 1, 20, 20)
+    with torch.no_grad():
+        tokens = ours.tokens(images, norm=True)
+        torch.testing.assert_close(theirs.forward_features(images), tokens, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(theirs(images), tokens[:, 1:].mean(dim=1), rtol=1e-5, atol=1e-5)
+        how: dict[str, Any] = {"norm": False, "output_fmt": "NLC", "intermediates_only": True}
+        [patches] = cast(list[Tensor], theirs.forward_intermediates(images, 1, **how))
+        torch.testing.assert_close(patches, ours.patch_features(images), rtol=1e-5, atol=1e-5)
+
+
+def test_what_has_no_encoder_does_not_leave() -> None:
+    """A model that was never trained would be served."""
+    with pytest.raises(UserError, match="RawPixels: has no encoder"):
+        to_timm(build(Config.read({"objective": "raw_pixels"}), Setup(20, 1, 10)))

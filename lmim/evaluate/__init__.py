@@ -16,10 +16,21 @@ from torch import Tensor
 from lmim import variants
 from lmim.data import Dataset, open_dataset
 from lmim.errors import UserError, cause, out_of_memory
-from lmim.evaluate.features import Encode, Frozen, Model, freeze, sampled
+from lmim.evaluate.features import Encode, Frozen, Model, Stopped, Trained, freeze, sampled
 from lmim.trial.evaluation import EVERY, Evaluation
 
-__all__ = ["Encode", "Frozen", "Judged", "Model", "View", "image_features", "judge", "patch_features"]
+__all__ = [
+    "Encode",
+    "Frozen",
+    "Judged",
+    "Model",
+    "Stopped",
+    "Trained",
+    "View",
+    "image_features",
+    "judge",
+    "patch_features",
+]
 
 View = Callable[..., Tensor]
 """Features of normalised images; the settings of `EVERY` by keyword, where they are not neutral."""
@@ -75,13 +86,15 @@ def judge(
     logits: Encode | None = None,
     patches: View | None = None,
     few: bool = False,
+    trained: Trained | None = None,
 ) -> Iterator[tuple[Evaluation, Judged]]:
     """What each evaluation says of the features that `encode` gives of normalised images, one by one.
 
     Where a feature is not finite every figure is NaN. `encode` may raise to stop: nothing is left behind.
     What a protocol raises is that evaluation's result, and the others go on. `logits` are those of the
     objective's own classifier, if it has one: they are made where a protocol needs them. `patches` gives
-    features for each patch. `few`: the figures are those of the sample alone.
+    features for each patch. `few`: the figures are those of the sample alone. `trained` is the trial, its
+    folder the trial's.
 
     Raises:
         MemoryError: there was too little of it for a protocol, which has no result; the others have theirs.
@@ -93,7 +106,7 @@ def judge(
         view = left[0].view
         same, left = [one for one in left if one.view == view], [one for one in left if one.view != view]
         model = Model(_bare(encode, view), _bare(patches or encode, view), dataset, side, device)
-        full = (yield from _judge(model, same, logits, opened, few)) or full
+        full = (yield from _judge(model, same, logits, opened, few, trained)) or full
     if full:
         raise MemoryError(full)
 
@@ -112,6 +125,7 @@ def _judge(
     logits: Encode | None,
     opened: dict[str, Dataset],
     few: bool,
+    trained: Trained | None,
 ) -> Generator[tuple[Evaluation, Judged], None, str]:
     """The evaluations of one view, which share its features; says for which there was too little memory."""
     full = ""
@@ -131,9 +145,10 @@ def _judge(
         told = ""
         found: tuple[dict[str, float], dict[str, float]] = {}, {}
         try:
-            there = _opened(one, model.side, opened)
-            sample = _figures(one, replace(samples[one.split], opened=there))
-            found = sample if few else _figures(one, replace(frozen[one.split], opened=there)), sample
+            there, own = _opened(one, model.side, opened), _own_folder(one, trained)
+            some, whole = (replace(kind[one.split], opened=there, trained=own) for kind in (samples, frozen))
+            sample = _figures(one, some)
+            found = sample if few else _figures(one, whole), sample
         except Exception as error:  # noqa: BLE001  a protocol may be the user's own: what it raises is recorded
             told = f"{one.protocol}: {cause(error)}{variants.place_of(error, one.sources)}"
             if out_of_memory(error):  # which is no result: another try has more
@@ -141,6 +156,14 @@ def _judge(
                 continue
         yield one, Judged(*found, time.monotonic() - begun, told)
     return full
+
+
+def _own_folder(evaluation: Evaluation, trained: Trained | None) -> Trained | None:
+    """The trial, with a folder that is named as the evaluation's result."""
+    if trained is None:
+        return None
+    file = evaluation.file(trained.folder, trained.config.data.version or "")
+    return replace(trained, folder=file.with_suffix(""))
 
 
 def _opened(evaluation: Evaluation, side: int, opened: dict[str, Dataset]) -> Dataset | None:

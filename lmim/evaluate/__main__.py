@@ -1,8 +1,12 @@
-"""Judge any encoder by any protocol: `python -m lmim.evaluate ENCODER --protocols knn,linear`."""
+"""Judge any encoder by any protocol: `python -m lmim.evaluate ENCODER --protocols knn,linear`.
+
+With `--sweep NAME` it is judged as that sweep's trials are, and gets a row in its table.
+"""
 
 import argparse
 import json
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,17 +20,20 @@ from rich.table import Table
 from torch import nn
 
 from lmim import config, variants
-from lmim.command import Parser, exit_code
+from lmim.command import Parser, exit_code, out_folder
 from lmim.config import Config
 from lmim.data import Dataset, open_dataset
 from lmim.errors import UserError, brief, nearest, show
-from lmim.evaluate import image_features, judge, patch_features
+from lmim.evaluate import Trained, image_features, judge, patch_features
 from lmim.loading import load_trial
 from lmim.plan.located_yaml import parse_yaml
+from lmim.plan.record import Other, Record, kept
 from lmim.plan.settings import expectation
 from lmim.plan.sweep_file import with_data
-from lmim.train.loop import choose_device
+from lmim.train.loop import choose_device, device_name
+from lmim.trial.code import code_digest, code_version, libraries
 from lmim.trial.evaluation import DEFAULT, Evaluation, protocol_of, read_evaluations
+from lmim.trial.folder import TrialFolder
 
 ENCODER = (
     "what is judged: the folder of a trial (results/trials/<id>); a checkpoint of Latent MIM's or MAE's "
@@ -44,6 +51,8 @@ class Judgeable:
     sources: dict[str, str]
     statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None
     """Mean and deviation that it expects pixels to be normalised by; None: those of the data."""
+    trained: Trained | None = None
+    """The trial that it is, where it is judged on its own data."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,7 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _command(argv: Sequence[str] | None) -> int:
     options = _parser().parse_args(argv)
     console = Console(stderr=True)
-    evaluations = _evaluations(options.protocols, options.split)
+    record = _sweep(options) if options.sweep else None
+    evaluations = record.evaluations if record else _evaluations(options.protocols, options.split)
+    begun = time.monotonic()
     with console.status("reading the encoder ..."):
         given = _open(options)
         given.encoder.eval()
@@ -62,15 +73,25 @@ def _command(argv: Sequence[str] | None) -> int:
     device = choose_device(Config.read({"run": {"device": options.device}}))
     encoder = given.encoder.to(device)
     for one in evaluations:
-        if lacking := [method for method in one.methods if not hasattr(encoder, method)]:
+        if (lacking := _lacks(encoder, one)) and not record:
             raise UserError(f"{one.protocol}: {options.encoder} has no {', '.join(lacking)}")
+    evaluations = tuple(one for one in evaluations if not _lacks(encoder, one))
     views: list[Callable[..., Any]] = [partial(view, encoder) for view in (image_features, patch_features)]
     logits = getattr(encoder, "logits", None)
     metrics: dict[str, float] = {}
     table = Table("protocol", "metric", "value", "seconds", title=f"{options.encoder} on {given.data.name}")
     failed = []
     with console.status("judging ..."):
-        judged = judge(views[0], dataset, given.data.image_size, evaluations, device, logits, views[1])
+        judged = judge(
+            views[0],
+            dataset,
+            given.data.image_size,
+            evaluations,
+            device,
+            logits,
+            views[1],
+            trained=given.trained,
+        )
         for one, found in judged:
             names = {metric.name: metric for metric in one.metrics.values()}
             metrics |= found.metrics
@@ -85,7 +106,75 @@ def _command(argv: Sequence[str] | None) -> int:
         Console(width=None if sys.stdout.isatty() else 120).print(table, markup=False)
     for error in failed:
         print(f"error: {error}", file=sys.stderr)
+    if record:
+        _stand_beside(options, record, given, dataset, metrics, time.monotonic() - begun, device_name(device))
     return int(bool(failed))
+
+
+def _lacks(encoder: nn.Module, evaluation: Evaluation) -> list[str]:
+    """What a protocol needs of an encoder that it has not."""
+    return [method for method in evaluation.methods if not hasattr(encoder, method)]
+
+
+# ------------------------------------------------------------------------------ a row of a sweep's table
+
+
+def _sweep(options: argparse.Namespace) -> Record:
+    """The plan of the sweep whose table gets a row; its data become those to be judged on."""
+    name, _, place = options.sweep.partition("/")
+    records = {record.place: record for record in kept(name, options.out)}
+    if not records:
+        raise UserError(f"--sweep {name}: no such sweep under {options.out}; run it first, or give --out")
+    if not place and len(records) == 1:
+        place = next(iter(records))
+    if place not in records:
+        known = ", ".join(f"{name}/{one}" for one in records)
+        raise UserError(f"--sweep {options.sweep}: expected one of {known}")
+    if options.data or options.data_path:
+        raise UserError("--data: a row of a sweep's table is judged on the sweep's data; leave it out")
+    record = records[place]
+    folders = [TrialFolder(options.out / "trials", trial.id) for trial in record.trials]
+    found = [folder.config().data for folder in folders if (folder.path / "config.json").is_file()]
+    if len({(data.name, data.version) for data in found}) != 1:
+        why = "its arms have several data" if found else "no trial of it is there yet"
+        raise UserError(f"--sweep {options.sweep}: {why}, so that there is no one set to judge on")
+    options.data, options.data_path = found[0].name, found[0].path
+    options.beside = found[0]
+    return record
+
+
+def _stand_beside(
+    options: argparse.Namespace,
+    record: Record,
+    given: Judgeable,
+    dataset: Dataset,
+    metrics: dict[str, float],
+    seconds: float,
+    device: str,
+) -> None:
+    """Keep the figures as a row of the sweep's table, and tell MLflow."""
+    from lmim.tracking import Tracker
+
+    side = given.data.image_size
+    size = "" if side == options.beside.image_size else f", {side} px"
+    row = Other(
+        name=f"{options.name or options.encoder} (not trained here{size})",
+        encoder=options.encoder,
+        metrics=metrics,
+        image_size=side,
+        data_version=dataset.version,
+        beside=options.beside.version or "",
+        seconds=seconds,
+        code=code_digest(),
+        commit=code_version(),
+        **libraries(),
+        device=device,
+        judged=time.time(),
+    )
+    others = {one.name: one for one in (*record.others, row)}
+    plan = record.model_copy(update={"others": tuple(others.values())})
+    Tracker(options.tracking_uri, plan, options.out).close()
+    print(f"Its row stands in: python -m lmim.analysis.report {record.name} --scale {record.place}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -108,6 +197,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--weights", metavar="FILE", help="of a timm model; nothing is downloaded")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: auto")
     parser.add_argument("--json", action="store_true", help="print figures as JSON")
+    parser.add_argument(
+        "--sweep", metavar="NAME[/PLACE]", help="judge as that sweep does, and give its table a row of it"
+    )
+    parser.add_argument("--name", help="what the row is called; default: ENCODER")
+    parser.add_argument(
+        "--out", type=out_folder, default=Path("results"), help="the sweeps'; default: results"
+    )
+    parser.add_argument("--tracking-uri", help="MLflow's URI; default: the database under --out")
     return parser
 
 
@@ -153,7 +250,8 @@ def _open(options: argparse.Namespace) -> Judgeable:
         seen = trial.config.data.image_size
         raise UserError(f"--image-size: expected {seen}, as the trial has seen, found {options.image_size}")
     if not given:
-        return Judgeable(trial.encoder, trial.config.data, trial.config.sources)
+        own = Trained(trial.encoder, trial.config, Path(options.encoder).resolve(), lambda: False)
+        return Judgeable(trial.encoder, trial.config.data, trial.config.sources, trained=own)
     trained = open_dataset(trial.config.data, trial.config.sources)
     statistics = trained.mean, trained.std
     side = {"image_size": trial.config.data.image_size}

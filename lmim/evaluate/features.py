@@ -4,13 +4,15 @@ import math
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
-from torch import Tensor
+from torch import Tensor, nn
 
+from lmim.config import Config
 from lmim.data import Dataset, Split
 from lmim.data.augment import crop, normalise
 from lmim.data.reading import ahead
@@ -103,6 +105,25 @@ class Model:
         return Labelled(stored(self.encoded(split, self.features)), split.labels, self.device)
 
 
+class Stopped(BaseException):
+    """Leaves an evaluation, which is begun again later, or goes on.
+
+    No `Exception`, as it says nothing of the protocol that is left.
+    """
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The trial that is judged, for a protocol that trains on from its weights."""
+
+    objective: nn.Module
+    config: Config
+    folder: Path
+    """The protocol's own, for what it goes on from."""
+    stop: Callable[[], bool]
+    """Whether to save, and raise `Stopped`."""
+
+
 @dataclass(frozen=True)
 class Frozen:
     """What a protocol is given: the training images to learn from, and those to be judged on."""
@@ -118,6 +139,8 @@ class Frozen:
     """Whether this is the sample, by which two versions of the code are compared: a few images are enough."""
     opened: Dataset | None = None
     """The data that the protocol's settings name, if they do."""
+    trained: Trained | None = None
+    """None where what is judged is no trial."""
 
     @property
     def images(self) -> Split:

@@ -134,6 +134,13 @@ class Objective(nn.Module):
         """
         raise NotImplementedError
 
+    def group_matcher(self, coarse: bool) -> dict[str, Any]:
+        """Which parameters are of which layer, for timm's optimisers; what is not the encoder's is last."""
+        return {
+            "stem": r"(?:.*\.)?encoder\.(?:embed|cls_token)",
+            "blocks": [(r"(?:.*\.)?encoder\.blocks\.(\d+)", None)],
+        }
+
     def patch_features(self, images: Float[Tensor, "b c s s"], layer: int = 0) -> Float[Tensor, "b n d"]:
         """Frozen features of whole images, one for each patch, after this block.
 

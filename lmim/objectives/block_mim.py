@@ -108,6 +108,10 @@ class BlockMIM(Objective):
         each = {f"block{number}": loss for number, loss in enumerate(losses, 1)}
         return {"loss": torch.stack(losses).sum(), **each}
 
+    def backbone(self) -> Encoder:
+        """What is exported, and fine-tuned."""
+        return self.encoder
+
     def tokens(
         self, images: Float[Tensor, "b c s s"], layer: int = 0, norm: bool = False
     ) -> Float[Tensor, "b t d"]:

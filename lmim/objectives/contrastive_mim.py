@@ -113,6 +113,7 @@ class ContrastiveMIM(Objective):
         # MAE's weights are drawn first, and are pixel_mim's of the same seed
         self.mae = PixelMIM(setup, encoder=encoder, loss=loss, mask=mask, decoder=decoder)
         self.grid, self.crop_side, width = self.mae.grid, self.mae.crop_side, encoder.width
+        self.patch_size = encoder.patch_size
         self.setup, self.mask, self.cell, self.momentum = setup, mask, cell, momentum
         self.contrast, self.temperature, self.position = contrast, temperature, position
         self.augments = bool(colour and contrast)
@@ -228,6 +229,10 @@ class ContrastiveMIM(Objective):
         if self.copies:
             online: list[Tensor] = [*self.mae.encoder.parameters(), *self.parts["project"].parameters()]
             torch._foreach_lerp_(list(self.copies.parameters()), online, 1 - self.momentum)
+
+    def backbone(self) -> Encoder:
+        """What is exported, and fine-tuned."""
+        return self.mae.encoder
 
     def tokens(
         self, images: Float[Tensor, "b c s s"], layer: int = 0, norm: bool = False

@@ -109,6 +109,10 @@ class LatentMIM(Objective):
         """The momentum update that precedes the next step's target pass."""
         self.target.after_step(self.encoder, scheduled)
 
+    def backbone(self) -> Encoder:
+        """What is exported, and fine-tuned."""
+        return self.encoder
+
     def tokens(
         self, images: Float[Tensor, "b c s s"], layer: int = 0, norm: bool = False
     ) -> Float[Tensor, "b t d"]:

@@ -75,6 +75,10 @@ class PixelMIM(Objective):
             loss = self.compare(prediction.float(), take(patches, view.masked).float())
         return Output(latents, prediction, loss)
 
+    def backbone(self) -> Encoder:
+        """What is exported, and fine-tuned."""
+        return self.encoder
+
     def tokens(
         self, images: Float[Tensor, "b c s s"], layer: int = 0, norm: bool = False
     ) -> Float[Tensor, "b t d"]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -40,6 +40,7 @@ class Supervised(Objective):
     by; 0 is off, and with mixup on it is tossed which an image gets. `drop_path` is the part of images for
     which the last block is skipped, rising linearly from 0 at the first. `randaugment` is timm's description
     such as rand-m9-mstd0.5-inc1; empty is off. `erasing` is the part of images of which a box becomes noise.
+    `positions` says whose codes tell where a patch lies: mae's are a unit apart, latent_mim's a little more.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Supervised(Objective):
         drop_path: BelowOne = 0.0,
         randaugment: str = "",
         erasing: Fraction = 0.0,
+        positions: Literal["mae", "latent_mim"] = "mae",
     ) -> None:
         super().__init__()
         self.setup, self.shape, self.patch_size = setup, encoder, encoder.patch_size
@@ -63,7 +65,8 @@ class Supervised(Objective):
         self.crop_side = setup.side
         self.augments = bool(randaugment)
         self.randaugment = rand_augment(randaugment, setup.side) if randaugment else None
-        self.positions = partial(sincos_positions, self.grid, end=self.grid - 1)
+        last = self.grid - 1 if positions == "mae" else self.grid
+        self.positions = partial(sincos_positions, self.grid, end=last)
         values = encoder.patch_size**2 * setup.channels
         self.encoder = Encoder(encoder, config.Projector(depth=0), self.positions, values, drop_path)
         del self.encoder.norm  # the classifier has its own, on what is pooled
@@ -147,6 +150,10 @@ class Supervised(Objective):
         """Of whole images."""
         return self.classifier(self.encoder.tokens(patchify(images, self.patch_size)))
 
+    def backbone(self) -> Encoder:
+        """What is exported, and fine-tuned."""
+        return self.encoder
+
     def tokens(
         self, images: Float[Tensor, "b c s s"], layer: int = 0, norm: bool = False
     ) -> Float[Tensor, "b t d"]:
@@ -220,7 +227,15 @@ def rand_augment(description: str, side: int) -> RandAugment:
     """timm's transform, moving an image as far as timm's training does; grey fills what is left bare."""
     how = {"translate_const": int(0.45 * side), "img_mean": (128, 128, 128)}
     found: RandAugment = rand_augment_transform(description, how)
+    for operation in found.ops:
+        if operation.name == "PosterizeIncreasing":
+            operation.level_fn = _bits
     return found
+
+
+def _bits(level: int | float, how: Mapping[str, Any]) -> tuple[int]:
+    """What posterising leaves of a pixel: 4 bits down to 1, for Pillow refuses the 0 of timm's last level."""
+    return (max(1, 4 - int(level / 10 * 4)),)
 
 
 def augmented(view: UInt8[Tensor, "c s s"], transform: RandAugment) -> UInt8[Tensor, "c s s"]:

@@ -124,6 +124,30 @@ class RecordedSearch(BaseModel):
         )
 
 
+class Other(BaseModel):
+    """Somebody's encoder that was judged as the sweep's trials are, by `python -m lmim.evaluate --sweep`."""
+
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
+
+    name: str
+    """As its row of the table is called."""
+    encoder: str
+    """What the command was given."""
+    metrics: dict[str, float]
+    image_size: int
+    data_version: str
+    beside: str
+    """The data of the trials that it stands beside; the same at another size may be another version."""
+    seconds: float
+    code: str
+    commit: str
+    torch: str
+    timm: str
+    device: str
+    judged: float
+    """When, in Unix seconds."""
+
+
 class Record(BaseModel):
     """What a sweep set out to do."""
 
@@ -169,6 +193,8 @@ class Record(BaseModel):
     code: str = ""
     """The code that results are compared with, by `code_digest`."""
     commit: str = ""
+    others: tuple[Other, ...] = ()
+    """Rows of encoders that the sweep did not train."""
 
     @classmethod
     def of(cls, sweep: Sweep) -> "Record":
@@ -227,7 +253,8 @@ class Record(BaseModel):
         """This record, with what of earlier ones stays true.
 
         Each claim has the earliest time at which any of them says that it was stated. Where results once
-        decided how many seeds there are, the seeds of a later call are not chosen freely of them either.
+        decided how many seeds there are, the seeds of a later call are not chosen freely of them either. And
+        others' encoders keep their rows.
         """
         records = [self, *earlier]
         first: dict[str, float] = {}
@@ -236,8 +263,11 @@ class Record(BaseModel):
         said = [(record, statement(text, record.metric)) for record in records for text in record.claims]
         unknown = {key for record, key in said if key not in record.stated}
         stated = {key: at for key, at in first.items() if key not in unknown}
-        sequential = any(record.sequential for record in records if record.place == self.place)
-        return self.model_copy(update={"stated": stated, "sequential": sequential})
+        here = [record for record in records if record.place == self.place]
+        sequential = any(record.sequential for record in here)
+        others = {one.name: one for record in reversed(here) for one in record.others}
+        kept = {"stated": stated, "sequential": sequential, "others": tuple(others.values())}
+        return self.model_copy(update=kept)
 
 
 def kept(name: str, out: Path) -> list[Record]:

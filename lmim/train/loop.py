@@ -33,7 +33,7 @@ from lmim.data.reading import set_num_threads
 from lmim.data.splits import Subset
 from lmim.encoder import recompute
 from lmim.errors import UserError
-from lmim.evaluate import Model, View, image_features, judge, patch_features
+from lmim.evaluate import Model, Stopped, Trained, View, image_features, judge, patch_features
 from lmim.evaluate.collapse import diagnostics
 from lmim.evaluate.nn import nn_top1
 from lmim.metrics import COLLAPSED, NN_GAIN, RANK_RATIO, SAVED, SECONDS, SPREAD_RATIO, VAL_NN, kept
@@ -131,7 +131,7 @@ class Run:
         self.objective: Objective = objectives.build(config, setup).to(device)
         self.progress = Progress()
         self.prepared = False
-        groups = parameter_groups(self.objective, optim.weight_decay)
+        groups = parameter_groups(self.objective, optim.weight_decay, optim.layer_decay)
         trained = any(group["params"] for group in groups)
         betas = optim.beta1, optim.beta2
         self.optimiser = torch.optim.AdamW(groups, lr=0.0, betas=betas, fused=True) if trained else None
@@ -195,8 +195,9 @@ class Run:
         if not self.prepared:
             objective.prepare(config, self.dataset, resumed=self.progress.step > 0)
             self.prepared = True
+        rate = learning_rate(config.optim, self.progress.step / self.per_epoch)
         for group in optimiser.param_groups:
-            group["lr"] = learning_rate(config.optim, self.progress.step / self.per_epoch)
+            group["lr"] = rate * group.get("lr_scale", 1.0)
         # tensors, because a compiled step would be compiled anew for another number
         scheduled = {name: torch.tensor(value) for name, value in self.scheduled().items()}
         figures = torch.zeros(0, device=self.device)
@@ -270,15 +271,15 @@ class Run:
         """Write the checkpoint."""
         checkpoint.save(
             path,
-            {
-                "identity": self.config.identity,
-                "progress": vars(self.progress),
-                "objective": self.objective.state_dict(),
-                "optimiser": self.optimiser.state_dict() if self.optimiser else {},
-                "names": self.names,
-                "sums": self.sums,
-                "counted": self.counted,
-            },
+            content(
+                self.config,
+                self.objective,
+                progress=vars(self.progress),
+                optimiser=self.optimiser.state_dict() if self.optimiser else {},
+                names=self.names,
+                sums=self.sums,
+                counted=self.counted,
+            ),
         )
 
     def restore(self, path: Path) -> bool:
@@ -303,6 +304,12 @@ class Run:
             self.optimiser.load_state_dict(saved["optimiser"])
         self.names, self.sums = list(saved["names"]), saved["sums"].to(self.device)
         self.counted = saved["counted"]
+
+
+def content(config: Config, objective: Objective, **rest: Any) -> dict[str, Any]:
+    """A checkpoint of an objective; without the `rest`, of one that no step was made with."""
+    start = {"progress": {}, "optimiser": {}, "names": [], "sums": torch.zeros(0), "counted": 0}
+    return {"identity": config.identity, "objective": objective.state_dict()} | start | rest
 
 
 # ------------------------------------------------------------------------------------------ a trial
@@ -373,7 +380,7 @@ def train(
         resumed = run.restore(folder.checkpoint)
         if state.status != "done":
             state = _train(run, folder, resumed, report, stop, ending, begun)
-        elif run.steps and not resumed:
+        elif (run.steps or config.imported) and not resumed:
             absent = ", ".join(one.name for one in folder.missing(evaluations, config.data.version))
             raise UserError(
                 f"{folder.checkpoint}: is gone, so that {absent} cannot be judged; what was judged before "
@@ -568,13 +575,6 @@ def _replica(team: processes.Team, rank: int, config: Config, folder: TrialFolde
 # ------------------------------------------------------------------------------------- its judgement
 
 
-class Stopped(BaseException):
-    """Leaves an evaluation; the trial's last checkpoint is saved by then.
-
-    No `Exception`, as it says nothing of the protocol that is left.
-    """
-
-
 def _evaluate(run: Run, folder: TrialFolder, missing: Sequence[Evaluation], stop: Stop) -> None:
     """Judge the trial's encoder by the protocols that have not."""
 
@@ -591,7 +591,10 @@ def _evaluate(run: Run, folder: TrialFolder, missing: Sequence[Evaluation], stop
     encode, patches = pausing(image_features), pausing(patch_features)
     logits = getattr(objective, "logits", None)
     with contextlib.suppress(Stopped):
-        judged = judge(encode, run.dataset, data.image_size, missing, run.device, logits, patches)
+        trained = Trained(objective, run.config, folder.path, stop)
+        judged = judge(
+            encode, run.dataset, data.image_size, missing, run.device, logits, patches, trained=trained
+        )
         for evaluation, found in judged:
             write_result(
                 evaluation.file(folder.path, data.version or ""),

@@ -26,9 +26,9 @@ DEFAULT = ("nn", "knn", "linear")
 """The protocols of a sweep file that names none."""
 
 OF_DATA = ("masks", "clips")
-GIVEN = ("logits", *OF_DATA)
-"""What a protocol may need: the `logits` of objectives that classify, for the judged images; that the data
-which it opens have `masks`, or are `clips`."""
+GIVEN = ("logits", "backbone", *OF_DATA)
+"""What a protocol may need: the `logits` of objectives that classify, for the judged images; an encoder of
+images as their `backbone`; that the data which it opens have `masks`, or are `clips`."""
 
 EVERY = {
     "layer": variants.Setting(

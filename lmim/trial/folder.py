@@ -19,6 +19,7 @@ import fcntl
 import json
 import math
 import os
+import shutil
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -382,8 +383,7 @@ class TrialFolder:
 
         The state goes last: a kill on the way leaves a trial that was ended early, to be reopened again.
         """
-        for file in (self.path / "evaluations").glob("*.json"):
-            file.unlink()
+        shutil.rmtree(self.path / "evaluations", ignore_errors=True)
         rows, end = self.rows()
         keep = [row for row in rows if SECONDS not in row.metrics]  # which the last row of all has
         if len(keep) < len(rows):

@@ -17,6 +17,7 @@ from lmim.interop import TimmEncoder
 from lmim.train.loop import train
 from lmim.trial.evaluation import read_evaluations
 from lmim.trial.folder import TrialFolder
+from tests.sweep import running
 from tests.train.conftest import TINY
 
 TINY_VIT = ["timm:test_vit", "--data", "digits", "--image-size", "32"]
@@ -46,6 +47,21 @@ def test_a_trial_is_judged_as_its_sweep_judged_it(
     found = figures(capsys, str(folder.path), "--protocols", "knn, {nn: {features: cls, norm: true}}")
     assert found["eval/knn_top1"] == judged.metrics["eval/knn_top1"]
     assert set(found) == {"eval/knn_top1", "eval/nn_top1.features-cls.norm-true"}
+
+
+def test_a_trial_is_fine_tuned_by_the_command(
+    folder: TrialFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What the table has could not be had of a trial alone; another's encoder has no recipe to go on by."""
+    asked = "{finetune: {epochs: 1, batch_size: 64, recipe: plain}}"
+    [figure] = figures(capsys, str(folder.path), "--protocols", asked).values()
+    assert 0 <= figure <= 100
+    evaluations = read_evaluations([{"finetune": {"epochs": 1, "batch_size": 64, "recipe": "plain"}}])
+    train(folder.config(), folder, evaluations)
+    [judged] = (one for one in folder.results() if one.protocol == "finetune")
+    assert [*judged.metrics.values()] == [figure]
+    assert main([*TINY_VIT, "--protocols", "finetune"]) == 2
+    assert "finetune: timm:test_vit has no backbone" in capsys.readouterr().err
 
 
 def test_a_model_of_timms_is_judged_by_what_its_own_head_reads(
@@ -107,3 +123,46 @@ def test_data_that_do_not_fit_a_trial_are_refused(
     """Pixels of another number of channels, or of another side, end in a message of torch's at best."""
     assert main([str(folder.path), "--image-size", "64"]) == 2
     assert "--image-size: expected" in capsys.readouterr().err
+
+
+def test_a_row_of_a_sweeps_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Another's encoder would be compared by hand, over other data or protocols than the table's."""
+    file = running.write(
+        tmp_path, arms="[mse]", seeds="[0]", more="evaluate: [knn, top1]\nbaselines: [supervised]\n"
+    )
+    words = running.arguments(file, "--serial")
+    running.run(words)
+    out = str(tmp_path / "out")
+    row = [
+        "timm:test_vit",
+        "--image-size",
+        "32",
+        "--sweep",
+        "tiny",
+        "--out",
+        out,
+        "--name",
+        "theirs",
+        "--json",
+    ]
+    assert main(row) == 0
+    figure = json.loads(capsys.readouterr().out.partition("Its row")[0])["metrics"]["eval/knn_top1"]
+    running.run(words)  # which plans anew, and has nothing to do
+
+    def table() -> str:
+        return (running.reported(file) / "table.csv").read_text()
+
+    [line] = [line for line in table().splitlines() if "theirs" in line]
+    assert line.startswith("theirs (not trained here, 32 px)") or line.startswith('"theirs (not trained here')
+    assert f"{figure:.3f}"[:5] in line
+    assert main([*row[:1], "--image-size", "32", "--sweep", "tinny", "--out", out]) == 2
+    assert "--sweep tinny: no such sweep" in capsys.readouterr().err
+    assert main([*row, "--data", "glyphs"]) == 2
+    assert "--data: a row of a sweep's table is judged on the sweep's data" in capsys.readouterr().err
+    [plan] = tmp_path.glob("out/tiny/*/plan.json")
+    older = json.loads(plan.read_text())
+    older["others"][0]["code"] = "another"
+    plan.write_text(json.dumps(older))
+    running.run(words)
+    assert "theirs" not in table()
+    assert "judged with other code" in (running.reported(file) / "report.html").read_text()

@@ -142,6 +142,14 @@ def test_rand_augment_is_a_function_of_the_image_and_its_seed(channels: int) -> 
     assert torch.equal(last, whole[4:])
 
 
+def test_rand_augment_goes_as_far_as_it_may() -> None:
+    """One image in some hundreds, whose pixels were to keep no bit, would end a training of days."""
+    objective = build(randaugment="rand-m10-inc1")
+    images = torch.randint(256, (200, 1, 1, 16, 16), dtype=torch.uint8)
+    whole = objective.augment(images, {"seed": torch.arange(200)})
+    assert whole.shape == images.shape
+
+
 def test_paths_are_dropped_more_with_depth() -> None:
     """timm's rule; a rate for every block alike would drop a half of a deep model's."""
     objective = build(drop_path=0.3)

@@ -1,7 +1,6 @@
-"""Weights of other implementations: the checkpoints of Latent MIM's and of MAE's authors in.
+"""The checkpoints of Latent MIM's and of MAE's authors.
 
-Their layouts are those of github.com/yibingwei-1/LatentMIM and github.com/facebookresearch/mae; nothing here
-unpickles code.
+Their layouts are those of github.com/yibingwei-1/LatentMIM and github.com/facebookresearch/mae.
 """
 
 import pickle
@@ -9,19 +8,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from jaxtyping import Float
 from safetensors.torch import load_file
-from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor, nn
+from torch import Tensor
 
 from lmim.config import Config, merge
-from lmim.errors import UserError, brief, nearest
+from lmim.errors import UserError
 from lmim.objectives import Objective, Setup, build
 from lmim.objectives.latent_mim import LatentMIM
 from lmim.objectives.pixel_mim import PixelMIM
-from lmim.objectives.supervised import Supervised
 
 # The authors' key -> ours.
 KEYS = {
@@ -228,133 +224,6 @@ def our_mae_name(name: str) -> str:
 def flat_embedding(weight: Float[Tensor, "d c p p"]) -> Float[Tensor, "d v"]:
     """A convolution over patches as a matrix over what `patchify` gives: row, column, channel."""
     return weight.permute(0, 2, 3, 1).flatten(1)
-
-
-def to_timm(objective: Objective) -> VisionTransformer:
-    """The classifier of `supervised` or `supervised_mim` as timm's own model, in evaluation mode.
-
-    It has the weights of the encoder and the classifier alone, gives the same logits of normalised images,
-    and is saved, served and fine-tuned as any of timm's.
-
-    Raises:
-        UserError: the objective has no classifier.
-    """
-    if not isinstance(objective, Supervised):
-        raise UserError(
-            f"{type(objective).__name__}: has no classifier; supervised and supervised_mim have one"
-        )
-    shape, weights = objective.shape, objective.state_dict()
-    channels = weights["encoder.embed.weight"].shape[1] // shape.patch_size**2
-    pooled = objective.pool == "mean"
-    model = VisionTransformer(
-        img_size=objective.grid * shape.patch_size,
-        patch_size=shape.patch_size,
-        in_chans=channels,
-        num_classes=objective.head.out_features,
-        embed_dim=shape.width,
-        depth=shape.depth,
-        num_heads=shape.heads,
-        mlp_ratio=shape.mlp_ratio,
-        global_pool="avg" if pooled else "token",
-        fc_norm=pooled,
-    )
-    table = objective.encoder.positions
-    square = (shape.width, shape.patch_size, shape.patch_size, channels)
-    found = {
-        "cls_token": weights["encoder.cls_token"],
-        "pos_embed": torch.cat([torch.zeros_like(table[:1]), table])[None],  # the class token has no place
-        "patch_embed.proj.weight": weights["encoder.embed.weight"].view(square).permute(0, 3, 1, 2),
-        "patch_embed.proj.bias": weights["encoder.embed.bias"],
-    }
-    norm = "fc_norm." if pooled else "norm."
-    renamed = {"encoder.blocks.": "blocks.", "norm.": norm, "head.": "head."}
-    for ours, theirs in renamed.items():
-        found |= {theirs + n.removeprefix(ours): w for n, w in weights.items() if n.startswith(ours)}
-    model.load_state_dict(found)
-    return model.eval()
-
-
-class TimmEncoder(nn.Module):
-    """One of timm's models as an encoder to be judged: its features are what its own classifier reads."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model: Any = model
-
-    @staticmethod
-    def side(name: str) -> int:
-        """Pixels of the side that a model was made for.
-
-        Raises:
-            UserError: timm has no such model.
-        """
-        if name.partition(".")[0] not in (known := timm.list_models()):
-            raise UserError(f"timm:{name}: timm {timm.__version__} has no such model{nearest(name, known)}")
-        about = timm.models.get_pretrained_cfg(name)
-        return int(about.input_size[-1]) if about else 224
-
-    @classmethod
-    def create(cls, name: str, side: int, channels: int, weights: str | None = None) -> "TimmEncoder":
-        """A model by timm's name, as timm initialises it with seed 0, or with weights that lie here.
-
-        Raises:
-            UserError: timm has no such model, it cannot be of this side, or the weights are not its own.
-        """
-        cls.side(name)
-        torch.manual_seed(0)
-        given: dict[str, Any] = {"in_chans": channels, "num_classes": 0}
-        try:
-            model = timm.create_model(name, img_size=side, **given)
-        except TypeError:  # a convolutional one is of any side
-            model = timm.create_model(name, **given)
-        except (AssertionError, RuntimeError, ValueError) as error:
-            raise UserError(f"timm:{name}: cannot be made for {side} px ({brief(error)})") from None
-        if weights is not None:
-            found = {k: v for k, v in read_weights(weights).items() if not k.startswith("head.")}
-            try:
-                model.load_state_dict(found)
-            except RuntimeError as error:
-                raise UserError(
-                    f"{weights}: not weights of timm:{name} at {side} px: {brief(error)}"
-                ) from None
-        return cls(model)
-
-    def statistics(self, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-        """Mean and deviation that its weights expect, which timm knows of colour; None of other channels."""
-        known = self.model.pretrained_cfg
-        return (tuple(known["mean"]), tuple(known["std"])) if channels == 3 else None
-
-    def features(self, images: Float[Tensor, "b c s s"], layer: int = 0) -> Float[Tensor, "b d"]:
-        """What the model's classifier reads; of an earlier block the mean of its patches."""
-        if layer:
-            return self.patch_features(images, layer).mean(dim=1)
-        found: Tensor = self.model.forward_head(self.model.forward_features(images), pre_logits=True)
-        return found
-
-    def tokens(
-        self, images: Float[Tensor, "b c s s"], layer: int = 0, norm: bool = False
-    ) -> Float[Tensor, "b t d"]:
-        """A block's tokens: the class token, and one of each patch; without register tokens."""
-        if not getattr(self.model, "num_prefix_tokens", 0):
-            raise UserError("features, norm: the model has no class token; leave them as they are")
-        patches, prefix = self._after(images, layer, norm)
-        return torch.cat([prefix[:, :1], patches], dim=1)
-
-    def patch_features(self, images: Float[Tensor, "b c s s"], layer: int = 0) -> Float[Tensor, "b n d"]:
-        """One feature of each patch, or place of a convolutional model, which has one layer to look at."""
-        if hasattr(self.model, "blocks") and hasattr(self.model, "forward_intermediates"):
-            return self._after(images, layer, norm=False)[0]
-        found: Tensor = self.model.forward_features(images)
-        return found.flatten(2).transpose(1, 2)
-
-    def _after(self, images: Tensor, layer: int, norm: bool) -> tuple[Tensor, Tensor]:
-        depth = len(self.model.blocks)
-        index = (layer if layer > 0 else depth + layer) - 1
-        if not 0 <= index < depth:
-            raise UserError(f"layer: expected at most {depth}, the blocks of the model, found {layer}")
-        how = {"return_prefix_tokens": True, "output_fmt": "NLC", "intermediates_only": True}
-        [(patches, prefix)] = self.model.forward_intermediates(images, indices=[index], norm=norm, **how)
-        return patches, prefix
 
 
 def load_renamed(objective: Objective, weights: Mapping[str, Tensor], rename: Callable[[str], str]) -> None:

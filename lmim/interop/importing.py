@@ -1,0 +1,86 @@
+"""Others' weights as a trial like any other: judged, replayed, fine-tuned, exported."""
+
+import contextlib
+import hashlib
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+
+from lmim.config import Config, merge
+from lmim.data import open_dataset
+from lmim.errors import UserError, nearest
+from lmim.interop.official import load_mae, load_official, read_weights
+from lmim.plan import facts
+from lmim.plan.located_yaml import read_yaml
+from lmim.plan.sweep_file import PROJECT_ABLATIONS
+from lmim.train import checkpoint
+from lmim.train.loop import content
+from lmim.trial.code import code_digest, code_version, libraries
+from lmim.trial.folder import TrialFolder
+
+Layout = Literal["latent_mim", "mae"]
+
+
+def import_weights(
+    file: Path,
+    layout: Layout,
+    model: Mapping[str, Any],
+    out: Path,
+    scale: str = "paper",
+    data_path: str | None = None,
+) -> TrialFolder:
+    """Make a finished trial of a checkpoint of Latent MIM's or MAE's authors, under `out`/trials.
+
+    Its data, which may lie at `data_path`, are a scale's; the model is of the authors' arguments. What the
+    weights are is part of its identity: other weights are another trial.
+
+    Raises:
+        UserError: as `load_official`; or the scale is not there.
+    """
+    weights = read_weights(file)
+    load = load_mae if layout == "mae" else load_official
+    objective, ours = load(weights, model)
+    data = (
+        _scale(scale)["data"]
+        | {"image_size": ours.data.image_size}
+        | ({"path": data_path} if data_path else {})
+    )
+    imported: dict[str, Any] = ours.model_dump() | {
+        "data": data,
+        "optim": {"epochs": 0},
+        "imported": digest(weights),
+    }
+    config = Config.read(imported)
+    with contextlib.suppress(UserError):  # where the data are not, it is judged on others
+        config = Config.read(merge(imported, {"data.version": open_dataset(config.data).version}))
+    if (seen := facts.data_of(config).channels) != objective.setup.channels:
+        wanted = f"expected data of {objective.setup.channels} channels, as the weights have seen"
+        raise UserError(f"--scale {scale}: {wanted}, found {config.data.name} of {seen}")
+    folder = TrialFolder(out / "trials", config.identity)
+    folder.create(config)
+    checkpoint.save(folder.checkpoint, content(config, objective))
+    now = time.time()
+    lived = {"started": now, "finished": now, "code": code_digest(), "commit": code_version()}
+    folder.update(status="done", **lived, **libraries())
+    return folder
+
+
+def _scale(name: str) -> dict[str, Any]:
+    """What a scale's file says."""
+    known = {file.stem: file for file in sorted((PROJECT_ABLATIONS / "scales").glob("*.yaml"))}
+    if name not in known:
+        raise UserError(f"--scale {name}: expected one of {', '.join(known)}{nearest(name, known)}")
+    found: dict[str, Any] = read_yaml(known[name]).plain()
+    return found
+
+
+def digest(weights: Mapping[str, Tensor]) -> str:
+    """Twelve hex digits of the SHA-256 of named weights, whatever file they lie in."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(weights.items()):
+        found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} ".encode())
+        found.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
+    return found.hexdigest()[:12]
