@@ -74,15 +74,27 @@ def build(name: str, scale: str | None, out: Path, uri: str | None = None) -> Re
     digest = hashlib.sha256(f"{found.digest} {_code_digest()}".encode()).hexdigest()
     stamp = folder / ".digest"
     fresh = stamp.is_file() and stamp.read_text(encoding="utf-8") == digest
-    files = FILES + SEARCH_FILES * bool(found.searches)
-    stale = not fresh or not all((folder / file).is_file() for file in files)
+    stale = not fresh or not all((folder / file).is_file() for file in _files(folder, found))
     report = Report(folder, found, table.rows(found), claims.judge(found), stale)
     if stale:
         folder.mkdir(parents=True, exist_ok=True)
         _write(report, uri)
         write_atomic(stamp, digest)
+    files = _files(folder, found)
     publish.publish(uri, found, report.rows, report.verdicts, folder, files, digest)
     return report
+
+
+def _files(folder: Path, found: results.Results) -> tuple[str, ...]:
+    """What a report is made of; the figures of its sweep's own are named in report.json."""
+    return FILES + SEARCH_FILES * bool(found.searches) + _drawn(folder)
+
+
+def _drawn(folder: Path) -> tuple[str, ...]:
+    """The files of the figures that the sweep asked for when the report in a folder was written."""
+    file = folder / "report.json"
+    figures = json.loads(file.read_text(encoding="utf-8")).get("figures", ()) if file.is_file() else ()
+    return tuple(f"{page}.{kind}" for one in figures for page in one["pages"] for kind in ("png", "pdf"))
 
 
 def _code_digest() -> str:
@@ -95,14 +107,13 @@ def _write(report: Report, uri: str) -> None:
     from lmim.analysis import figures  # Matplotlib and, below, Jupyter are slow to import: only for a build
 
     folder, found, rows = report.path, report.found, report.rows
-    with _stages(5) as stage:
+    with _stages(5 + bool(found.figures)) as stage:
         stage("table")
         write_atomic(folder / "table.csv", table.to_csv(rows, report.verdicts))
         write_atomic(folder / "table.md", table.to_markdown(rows, found, report.verdicts))
         write_atomic(folder / "table.tex", table.to_latex(rows, found, report.verdicts))
         write_atomic(folder / "trials.csv", table.trials_csv(found))
-        for name, data in (("verdicts", verdicts(report)), ("report", shown(report))):
-            write_atomic(folder / f"{name}.json", json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+        _json(folder / "verdicts.json", verdicts(report))
         stage("training curves")
         curves = results.curves(uri, found.trials, figures.CURVES)
         stage("figures")
@@ -113,10 +124,32 @@ def _write(report: Report, uri: str) -> None:
 
             write_atomic(folder / "search.csv", searches.to_csv(found))
             figures.save(search_figure.search(found, rows), folder / "search")
+        drawn = _draw(report, uri, stage) if found.figures else []
+        before = _drawn(folder)
+        _json(folder / "report.json", shown(report) | ({"figures": drawn} if drawn else {}))
+        for name in {*before} - {*_drawn(folder)}:  # of fewer pages, or of other figures
+            (folder / name).unlink(missing_ok=True)
         stage("notebook")
         notebook = _execute(folder)
         stage("HTML")
         write_atomic(folder / "report.html", _page(notebook, found.question))
+
+
+def _draw(report: Report, uri: str, stage: Callable[[str], None]) -> list[dict[str, Any]]:
+    """Draw what the sweep's file asks for besides; what report.json says of each figure."""
+    from lmim.analysis import album
+
+    stage("further figures")
+    said: list[dict[str, Any]] = []
+    for one in album.albums(uri, report.found, report.rows):
+        number = 1 + sum(other["name"] == one.name for other in said)
+        pages = album.save(one, report.path, number)
+        said.append({"name": one.name, "caption": one.caption, "pages": pages, "notes": one.notes})
+    return said
+
+
+def _json(file: Path, data: object) -> None:
+    write_atomic(file, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
 
 
 @contextmanager

@@ -72,6 +72,15 @@ if report["searches"]:
 # %%
 display(Image("training.png", alt="Loss and collapse measures of each arm over the steps"))
 
+# %%
+for one in report.get("figures", []):
+    display(HTML(f"<h2>{escape(one['name'].capitalize())}</h2>"))
+    display(HTML(f"<p class=note>{escape(one['caption'])}</p>"))
+    for page in one["pages"]:
+        display(Image(f"{page}.png", alt=one["caption"]))
+    notes = "".join(f"<li>{escape(note)}</li>" for note in one["notes"])
+    display(HTML(f"<p class=note>Nothing is shown of:</p><ul>{notes}</ul>" if notes else ""))
+
 # %% [markdown]
 # ## Settings of all arms
 

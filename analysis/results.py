@@ -12,10 +12,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import TypeAdapter
+
 from lmim.errors import UserError, brief, fail, nearest, redacted, show
 from lmim.metrics import full_name
 from lmim.plan.record import RecordedSearch, place
-from lmim.tracking import connect, place_of
+from lmim.tracking import FIGURES, connect, place_of
+from lmim.trial.figure import Figure
 
 if TYPE_CHECKING:  # importing MLflow takes a second, and only `read` and `curves` need it
     from mlflow import MlflowClient
@@ -75,6 +78,8 @@ class Trial:
     """In milliseconds, as `started`."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     params: Mapping[str, str] = field(default_factory=dict)
+    figures: tuple[str, ...] = ()
+    """What it has for figures to be drawn of, by the files' names."""
 
     @property
     def core_seconds(self) -> float:
@@ -138,6 +143,8 @@ class Results:
     """Results decided how many seeds there are: no interval of one look holds."""
     searches: tuple[RecordedSearch, ...] = ()
     """Of the arms that were tuned."""
+    figures: tuple[Figure, ...] = ()
+    """What the sweep's file asks for."""
     searched: Mapping[str, Trial] = field(default_factory=dict)
     """The runs that searches tried, by their identities."""
 
@@ -248,6 +255,7 @@ def assemble(plan: Mapping[str, Any], runs: Iterable[Trial]) -> Results:
         classes=plan.get("classes", 0),
         sequential=plan.get("sequential", False),
         searches=tuple(map(RecordedSearch.model_validate, plan.get("searches", ()))),
+        figures=tuple(TypeAdapter(Figure).validate_python(one) for one in plan.get("figures", ())),
         searched={
             run.id: run for run in newest.values() if run.id in planned - {cell.id for cell, _ in cells}
         },
@@ -401,6 +409,7 @@ def _trial(run: Any) -> Trial:
         ended=run.info.end_time or 0,
         metrics={key: finite_or_inf(value) for key, value in sorted(run.data.metrics.items())},
         params=dict(sorted(run.data.params.items())),
+        figures=tuple(tags.get(FIGURES, "").split()),
     )
 
 

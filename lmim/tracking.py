@@ -50,6 +50,8 @@ ENVIRONMENT = {
 }
 DRIVERS = {"psycopg": "'psycopg[binary]'", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
 """What to install for a database's module, where that is not the module's own name."""
+FIGURES = "lmim.figures"
+"""The tag that names what a run has under figures/; a name says what is in the file."""
 METRICS_PER_BATCH = 900  # MLflow takes 1000 metrics, and 1000 of metrics and tags together
 PAIRS_PER_BATCH = 90  # and 100 params, or tags
 
@@ -325,7 +327,7 @@ class Tracker:
             self._name_data(child, folder, trial.data_version)
         points, offset = self._points(child, folder, stands)
         tags = _tags(stands, folder, trial) | {"lmim.fed": f"{state.rewinds} {offset}"}
-        tags |= self._labels(trial)
+        tags |= self._labels(trial) | self._figures(child, folder, trial.data_version)
         if born:
             tags["lmim.born"] = repr(born)
         changed = _changed(child.tags, {k: v for k, v in tags.items() if v or k in child.tags})
@@ -365,6 +367,14 @@ class Tracker:
                 child.judged.add(name)
                 points.append((name, value, now, state.step))
         return points, offset
+
+    def _figures(self, child: _Child, folder: TrialFolder, version: str) -> dict[str, str]:
+        """Log what the plan's figures are drawn of; the tag that names it."""
+        kept = [one.kept(folder.path, version) for one in self.plan.figures if not one.of_sweep]
+        files = {file.name: file for file in kept if file is not None}
+        for name in files.keys() - set(child.tags.get(FIGURES, "").split()):
+            self._client.log_artifact(child.run, str(files[name]), "figures")
+        return {FIGURES: " ".join(sorted(files))}
 
     def _labels(self, trial: RecordedTrial) -> dict[str, str]:
         """What the plan calls a trial, which may change while its results stay."""

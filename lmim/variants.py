@@ -74,6 +74,7 @@ PLACES = {
     "decoder": Place("axes.decoder", "DECODERS", ("latent_width", "positions", "out_width"), ("forward",)),
     "data": Place("data", None, ("data",)),
     "evaluate": Place("evaluate", None, ("frozen",)),
+    "figure": Place("figures", None, ("trial",)),
 }
 
 

@@ -6,7 +6,10 @@ import tempfile
 from jaxtyping import install_import_hook
 
 install_import_hook(
-    ["lmim.axes", "lmim.encoder", "lmim.quantise", "lmim.objectives", "lmim.evaluate", "lmim.data"],
+    [
+        *("lmim.axes", "lmim.encoder", "lmim.quantise", "lmim.objectives", "lmim.evaluate", "lmim.data"),
+        "lmim.figures",
+    ],
     "beartype.beartype",
 )
 os.environ.setdefault("LMIM_CACHE", tempfile.mkdtemp(prefix="lmim-cache-"))

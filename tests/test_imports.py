@@ -9,9 +9,10 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LAYERS = (
     ("lmim.bench",),
-    ("lmim.sweep",),
+    ("lmim.sweep", "lmim.figures.__main__"),
     ("lmim.analysis",),
     (
+        "lmim.figures",
         "lmim.interop",
         "lmim.loading",
         "lmim.migrate",
@@ -155,7 +156,7 @@ def test_analysis_reads_results_without_a_trainer(module: str) -> None:
 def test_only_the_command_calls_the_report() -> None:
     """Training must not depend on what draws its results."""
     others = {module for module in importers("lmim.analysis") if not within(module, "lmim.analysis")}
-    assert others <= {"lmim.sweep.command", "lmim.sweep.sequential"}
+    assert others <= {"lmim.sweep.command", "lmim.sweep.sequential", "lmim.figures.__main__"}
 
 
 def test_something_in_analysis_reads_mlflow() -> None:

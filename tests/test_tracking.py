@@ -598,6 +598,7 @@ def test_a_sweep_becomes_a_plan(tmp_path: Path) -> None:
         "ending": None,
         "selecting": [],
         "searches": [],
+        "figures": [],
         "sequential": False,
         "arms": [
             {"name": name, "axes": axes, "baseline": not axes, "provisional": False}

@@ -7,16 +7,18 @@ side that the encoder was trained on, normalised as its data were; DAVIS' own re
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Literal, cast
 
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from lmim.data.augment import WHOLE
+from lmim.data import Dataset
+from lmim.data.augment import WHOLE, crop
 from lmim.data.splits import Clips, Masked
 from lmim.evaluate import davis
-from lmim.evaluate.features import Frozen
+from lmim.evaluate.features import Frozen, Model
 from lmim.evaluate.propagation import DINO, VIDEOWALK, first_labels, hard_labels, propagate
 from lmim.variants import PositiveInt
 
@@ -27,6 +29,7 @@ METRICS = {
 }
 NEEDS = ("masks", "clips")
 SECONDS = 4
+Whose = Literal["dino", "videowalk"]
 RECIPES = {"dino": DINO, "videowalk": VIDEOWALK}
 FEW = 8
 """Clips of a sample."""
@@ -47,10 +50,11 @@ def video(
     beside the other's. `clips` is how many are judged at most, evenly spread over the split.
     """
     regions, boundaries = [], []
-    for truth, guess in predicted(frozen, recipe, min(clips, FEW) if frozen.few else clips):
-        objects = davis.objects_of(truth[0])
+    count = min(clips, FEW) if frozen.few else clips
+    for one in predicted(frozen.model, frozen.open(), frozen.split, recipe, count):
+        objects = davis.objects_of(one.truth[0])
         if objects:
-            j, f = davis.scores(truth, guess, objects)
+            j, f = davis.scores(one.truth, one.found, objects)
             regions += [davis.summary(frames)["mean"] for frames in j]
             boundaries += [davis.summary(frames)["mean"] for frames in f]
     if not regions:
@@ -59,22 +63,33 @@ def video(
     return {"video_jf": (region + boundary) / 2, "video_j": region, "video_f": boundary}
 
 
+@dataclass(frozen=True)
+class Followed:
+    """One clip, its true masks, and those that were carried through it."""
+
+    frames: Float[Tensor, "f c s s"]
+    """Pixels, 0..1."""
+    truth: UInt8[Tensor, "f s s"]
+    found: UInt8[Tensor, "f s s"]
+    """The first is given."""
+
+
 def predicted(
-    frozen: Frozen, recipe: Literal["dino", "videowalk"] = "dino", clips: int = 200
-) -> Iterator[tuple[UInt8[Tensor, "f s s"], UInt8[Tensor, "f s s"]]]:
-    """The true masks of each clip and the propagated ones, of which the first is given."""
-    opened, model, how = frozen.open(), frozen.model, RECIPES[recipe]
-    split = getattr(opened, frozen.split)
-    times = torch.arange(opened.frames)[None]
-    boxes = WHOLE.reshape(1, 1, 4).expand(1, opened.frames, 4)
-    for number in torch.linspace(0, len(split) - 1, min(clips, len(split))).long():
-        frames, seen = cast(Clips, split).read_clips(number[None], model.side, boxes, times)
+    model: Model, data: Dataset, split: str, recipe: Whose = "dino", clips: int = 200
+) -> Iterator[Followed]:
+    """The clips of a split, at most so many, each with the masks that are propagated: for figures, too."""
+    how, source = RECIPES[recipe], getattr(data, split)
+    times = torch.arange(data.frames)[None]
+    boxes = WHOLE.reshape(1, 1, 4).expand(1, data.frames, 4)
+    for number in torch.linspace(0, len(source) - 1, min(clips, len(source))).long():
+        frames, seen = cast(Clips, source).read_clips(number[None], model.side, boxes, times)
         features = model.patches(model.normalised(frames[0], seen[0]))
-        truth = cast(Masked, split).read_masks(number[None], model.side)[0].to(features.device)
+        truth = cast(Masked, source).read_masks(number[None], model.side)[0].to(features.device)
         rows = math.isqrt(features.shape[1])
         if rows**2 != features.shape[1] or model.side % rows:
             raise ValueError(f"video needs a square grid of patches, found {features.shape[1]} of them")
         patch, size = model.side // rows, (model.side, model.side)
         first = first_labels(truth[0], davis.objects_of(truth[0]), size, patch, how)
         soft = propagate(features, first, how)
-        yield truth, torch.stack([truth[0], *(hard_labels(one, patch, size, how) for one in soft)])
+        found = torch.stack([truth[0], *(hard_labels(one, patch, size, how) for one in soft)])
+        yield Followed(crop(frames[0], seen[0], model.side), truth, found)

@@ -20,6 +20,7 @@ from lmim.plan.settings import ARM, SET, Setting, Settings
 from lmim.plan.sweep_file import BASELINES, EQUAL_COMPUTE, Cell, Results, Spec, read
 from lmim.trial.ending import Ending
 from lmim.trial.evaluation import Evaluation
+from lmim.trial.figure import Figure
 
 MAX_TRIALS = 10_000
 
@@ -114,6 +115,11 @@ class Sweep:
     def evaluations(self) -> tuple[Evaluation, ...]:
         """How the trials of the table are judged."""
         return self.spec.evaluations
+
+    @property
+    def figures(self) -> tuple[Figure, ...]:
+        """What the report shows besides the table's own figures."""
+        return self.spec.sheet.figures
 
     def judged_by(self, trial: Trial) -> tuple[Evaluation, ...]:
         """How a trial is judged: one that a search tries on validation data alone."""

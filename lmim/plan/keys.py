@@ -26,6 +26,7 @@ from lmim.plan.located_yaml import read_yaml
 from lmim.plan.search import Tune
 from lmim.plan.settings import BASE, Schema
 from lmim.plan.sweep_file import BASELINES, PROJECT_ABLATIONS, SweepFile
+from lmim.trial import figure
 from lmim.trial.ending import Collapse
 from lmim.trial.evaluation import EVERY, read_evaluations
 
@@ -122,6 +123,15 @@ def protocol_keys() -> list[Key]:
     return list(found.values())
 
 
+def figure_keys() -> list[Key]:
+    """The settings of the figures, as `figures: [{attention: {images: 4}}]` takes them."""
+    return [
+        Key(f"figures.{name}.{leaf}", one.meaning, TypeAdapter(one.type).json_schema(), one.neutral)
+        for name in figure.names()
+        for leaf, one in figure.settings_of(name).items()
+    ]
+
+
 def sweep_keys() -> list[Key]:
     """The keys of a sweep file, those of single designs last."""
     found: dict[str, Key] = {}
@@ -162,7 +172,7 @@ def explain(name: str) -> str:
     Raises:
         UserError: there is none of that name; says the nearest.
     """
-    keys = [*sweep_keys(), *config_keys(), *protocol_keys()]
+    keys = [*sweep_keys(), *config_keys(), *protocol_keys(), *figure_keys()]
     if name == "all":
         return "\n\n".join(_paragraph(key) for key in keys)
     name = name.removesuffix(".kind")
@@ -217,6 +227,11 @@ LAST = """
 
 `evaluate: [nn, {knn: {k: 5}}, linear]`
 """
+FIGURES = """
+## Of figures
+
+`figures: [segmentation, {attention: {images: 4}}]`
+"""
 
 
 def page() -> str:
@@ -232,6 +247,10 @@ def page() -> str:
     lines += [_row(key, recipe.get(key.name, ""), ", ".join(key.read_by)) for key in config_keys()]
     lines += [LAST, "| key | meaning | values | default | protocol |", "|---|---|---|---|---|"]
     lines += [_row(key, ", ".join(key.read_by)) for key in protocol_keys()]
+    lines += [FIGURES, "| figure | what it shows |", "|---|---|"]
+    lines += [f"| `{name}` | {figure.meaning(name)} |" for name in figure.names()]
+    lines += ["", "| key | meaning | values | default |", "|---|---|---|---|"]
+    lines += [_row(key) for key in figure_keys()]
     return "\n".join(lines) + "\n"
 
 
@@ -274,8 +293,22 @@ def sweep_schema() -> Json:
     keys["evaluate"]["items"] = {
         "anyOf": [{"enum": [*variants.choices("evaluate")]}, OWN, {"type": "object"}]
     }
+    keys["figures"]["items"] = {"anyOf": [{"enum": [*figure.names()]}, *map(_settled, figure.names())]}
     whole = {"type": "object", "properties": keys, "required": ["name"], "additionalProperties": False}
     return DIALECT | whole | {"definitions": found}
+
+
+def _settled(name: str) -> Json:
+    """A figure with its settings."""
+    prefix = f"figures.{name}."
+    leaves = {k.name.removeprefix(prefix): _value(k) for k in figure_keys() if k.name.startswith(prefix)}
+    settings = {"type": "object", "properties": leaves, "additionalProperties": False}
+    return {
+        "type": "object",
+        "properties": {name: settings},
+        "required": [name],
+        "additionalProperties": False,
+    }
 
 
 def _definitions() -> Json:

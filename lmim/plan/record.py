@@ -19,6 +19,7 @@ from lmim.plan.search import Kind, Searched, best, short
 from lmim.trial.code import code_digest, code_version
 from lmim.trial.ending import Ending
 from lmim.trial.evaluation import Evaluation
+from lmim.trial.figure import Figure
 
 LONGEST = 80
 """Characters of a place: a folder's name, and a tag's value."""
@@ -176,6 +177,8 @@ class Record(BaseModel):
     selecting: tuple[Evaluation, ...] = ()
     """How the trials of searches are judged."""
     searches: tuple[RecordedSearch, ...] = ()
+    figures: tuple[Figure, ...] = ()
+    """What the report shows besides the table's own figures."""
     ending: Ending | None = None
     metrics: dict[str, Metric] = {}
     """How each metric is called, in what it is measured, and which way is better."""
@@ -223,6 +226,7 @@ class Record(BaseModel):
             selecting=sweep.spec.selecting,
             searches=tuple(map(RecordedSearch.of, sweep.searches)),
             metrics=known([*sweep.evaluations, *sweep.spec.selecting]),
+            figures=sweep.figures,
             ending=sweep.ending,
             notes=(*sweep.notes, *sweep.choices),
             classes=_classes(sweep),

@@ -4,11 +4,11 @@ Whatever is wrong is a `UserError` of one line that names the file, the line, th
 the nearest right name.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
 from pydantic import BeforeValidator, Field, ValidationError
 
@@ -21,6 +21,7 @@ from lmim.plan.search import Search, Tune, read_search
 from lmim.plan.settings import BASE, OWN, SCALE, Schema, Setting, Settings, expectation
 from lmim.trial.ending import Collapse
 from lmim.trial.evaluation import DEFAULT, EntryError, Evaluation, read_evaluations
+from lmim.trial.figure import Figure, read_figures
 from lmim.variants import Count
 
 PROJECT_ABLATIONS = Path(__file__).parents[1] / "ablations"
@@ -81,6 +82,9 @@ class SweepFile(Section):
     """Rows to compare with: `random_encoder` and `raw_pixels`, which need no training; `pixel_mim`, which is
     MAE, and `supervised`, a classifier alone; `pixel_mim_equal_compute` and `supervised_equal_compute`, with
     as many epochs as take the FLOPs of the base's."""
+    figures: list[Any] = Field(default_factory=list)
+    """Further figures of the report, each with its settings, drawn of each arm's first seed: `[segmentation,
+    {attention: {images: 4}}]`."""
     end_collapsed: Annotated[Collapse | None, BeforeValidator(_switched)] = None
     """End trials early that have collapsed: `true`, or `{rank: 0.5, cosine: 0.95, patience: 3}`, when so many
     looks in a row find the effective rank below that part of its first value and the cosine between images
@@ -95,6 +99,7 @@ class Sheet:
     tree: Node
     schema: Schema
     evaluations: tuple[Evaluation, ...] = ()
+    figures: tuple[Figure, ...] = ()
 
     def where(self, *keys: str | int) -> str:
         """`file:line` of a place in it."""
@@ -120,6 +125,8 @@ class Cell:
     """It stands on a winner that the results do not tell yet."""
 
 
+Opening = TypeVar("Opening", Evaluation, Figure)
+"""What a list of the file has, and what may open data of its own."""
 Axes = dict[str, list[Setting]]
 Ids = Callable[[Cell], Sequence[str]]
 """The identities of a cell's trials, one a seed: their names in the results, and equal for equal configs."""
@@ -211,7 +218,7 @@ def read(
     below = _below(file, sheet, scale)
     named = [(path, tree), *((found, node) for found, node, _ in below)]
     schema = Schema.of([(node, found.parent, str(found)) for found, node in named], sets)
-    sheet = Sheet(path, tree, schema, _evaluations(file, sheet, schema))
+    sheet = Sheet(path, tree, schema, _evaluations(file, sheet, schema), _figures(file, sheet, schema))
     arguments = schema.arguments(sets)
     base: Settings = {}
     for found, node, rank in below:
@@ -231,6 +238,7 @@ def read(
         fail(sheet.where("seeds"), "seeds: expected at least one seed, found an empty grid")
     wanted = file.seeds if seeds is None else seeds
     sheet.metric(file.metric, f"{sheet.where('metric')}: metric")
+    sheet = replace(sheet, figures=tuple(_located(sheet, file, design)))
     for number, name in enumerate(file.baselines):
         if name not in BASELINES:
             fail(
@@ -295,21 +303,63 @@ def with_data(evaluations: Iterable[Evaluation]) -> tuple[Evaluation, ...]:
     Raises:
         EntryError: data cannot be opened, or have not what the protocol needs.
     """
-    found = []
-    for number, one in enumerate(evaluations):
-        if (data := one.opens) is not None:
-            about = facts.dataset_of(data, one.sources)
-            if about.error:
-                raise EntryError(number, f"{one.protocol}: {about.error}")
-            if "masks" in one.needs and not about.masks:
-                wanted = "expected data with masks of objects, such as glyph_scenes or glyph_videos"
-                raise EntryError(number, f"{one.protocol}.data: {wanted}, found {data.name}")
-            if "clips" in one.needs and about.frames < 2:
-                wanted = "expected data of clips, such as glyph_videos"
-                raise EntryError(number, f"{one.protocol}.data: {wanted}, found {data.name}")
-            one = replace(one, version=str(about.version))
-        found.append(one)
-    return tuple(found)
+    return tuple(_with_data(number, one.protocol, one) for number, one in enumerate(evaluations))
+
+
+def figures_with_data(found: Iterable[Figure]) -> tuple[Figure, ...]:
+    """The same of figures."""
+    return tuple(_with_data(number, one.name, one) for number, one in enumerate(found))
+
+
+def _with_data(number: int, called: str, one: Opening) -> Opening:
+    """An entry with the version of the data that it opens."""
+    if (data := one.opens) is None:
+        return one
+    about = facts.dataset_of(data, one.sources)
+    if about.error:
+        raise EntryError(number, f"{called}: {about.error}")
+    if "masks" in one.needs and not about.masks:
+        wanted = "expected data with masks of objects, such as glyph_scenes or glyph_videos"
+        raise EntryError(number, f"{called}.data: {wanted}, found {data.name}")
+    if "clips" in one.needs and about.frames < 2:
+        wanted = "expected data of clips, such as glyph_videos"
+        raise EntryError(number, f"{called}.data: {wanted}, found {data.name}")
+    return replace(one, version=str(about.version))
+
+
+def _figures(file: SweepFile, sheet: Sheet, schema: Schema) -> tuple[Figure, ...]:
+    try:
+        return figures_with_data(read_figures(file.figures, schema.sources))
+    except EntryError as error:
+        fail(f"{sheet.where('figures', error.entry)}: figures", str(error))
+
+
+def _located(sheet: Sheet, file: SweepFile, design: Design) -> Iterator[Figure]:
+    """The figures, those of the sweep's table with the axes and the metric that they show."""
+    numeric = [key for key, values in design.axes.items() if _numbers(values) > 1]
+    for number, one in enumerate(sheet.figures):
+        if not one.of_sweep:
+            yield one
+            continue
+        where = f"{sheet.where('figures', number)}: figures"
+        given = {key: str(value) for key, value in one.settings.items() if value}
+        for key in ("x", "y"):
+            if key in given and given[key] not in numeric:
+                wanted = f"{one.name}.{key}: expected a numeric axis of this sweep ({', '.join(numeric)})"
+                fail(where, f"{wanted}, found {given[key]}{nearest(given[key], numeric)}")
+        left = [key for key in numeric if key not in (given.get("x"), given.get("y"))]
+        axes = [given.get(key) or (left.pop(0) if left else "") for key in ("x", "y")]
+        if "" in axes or axes[0] == axes[1]:
+            found = ", ".join(dict.fromkeys(filter(None, axes))) or "none"
+            fail(where, f"{one.name}: expected a sweep with two numeric axes, found {found}")
+        metric = sheet.metric(given.get("metric", file.metric), f"{where}: {one.name}.metric").name
+        yield replace(one, settings={"x": axes[0], "y": axes[1], "metric": metric})
+
+
+def _numbers(values: Sequence[Setting]) -> int:
+    """How many numbers an axis has; 0 where some value of it is none."""
+    found = [v for one in values if isinstance(v := one.value, int | float) and not isinstance(v, bool)]
+    return len({*found}) if len(found) == len(values) else 0
 
 
 def _below(file: SweepFile, sheet: Sheet, scale: str) -> list[tuple[Path, Node, int]]:

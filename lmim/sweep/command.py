@@ -36,6 +36,7 @@ from lmim.sweep.screen import cost_line, saving, say, show_plan, summary, watch
 from lmim.sweep.standing import Plan, cost_of, machine_of
 from lmim.sweep.worker import RESTARTS, record_failure
 from lmim.trial.ending import goes_on
+from lmim.trial.figure import Figure
 from lmim.trial.folder import Busy, State, TrialFolder
 
 if TYPE_CHECKING:
@@ -183,7 +184,8 @@ def command(args: argparse.Namespace, words: Sequence[str]) -> int:
     if purse:
         budget.check_first(plan, args.address, purse, todo, console)
     stop = Stop(out / f".stop-{os.getpid()}-{secrets.token_hex(4)}")
-    if plan.missing(todo) or plan.stale() or any(search.left for search in plan.searches()):
+    runs = bool(plan.missing(todo) or plan.stale() or any(search.left for search in plan.searches()))
+    if runs:
         plan = bring_up_to_date(plan, args, uri, todo, stop, console, purse)
         if stop.signals > (purse.expired if purse else 0):
             console.print(
@@ -192,13 +194,11 @@ def command(args: argparse.Namespace, words: Sequence[str]) -> int:
                 soft_wrap=True,
             )
             return 130
-        if (
-            plan.sweep.selects or plan.sweep.sequential
-        ):  # who won the last stage; seeds that were there already
-            _open_tracker(uri, plan.sweep, out).close()
     else:
         all_counts = "nothing is to run" if plan.excluded() else "nothing is missing"
         console.print(f"{sweep.name}: {all_counts} ({summary(plan)})", highlight=False)
+    # who won the last stage; seeds that were there already; what figures show
+    if _see(plan, console) or not runs or plan.sweep.selects or plan.sweep.sequential:
         _open_tracker(uri, plan.sweep, out).close()
     try:
         conclude(plan, out, uri, console, args.json)
@@ -373,6 +373,30 @@ def _fit(jobs: Sequence[Job], root: Path, console: Console) -> None:
             if not tokenizers.folder(config, config.data.version).is_dir():
                 line = f"{tokenizers.tell(config)}: {told(*ensure([config]))}"
                 say(console, line)
+
+
+def _see(plan: Plan, console: Console) -> bool:
+    """Make what figures show of each arm, of its first seed that counts; whether any was missing."""
+    figures = [one for one in plan.sweep.figures if not one.of_sweep]
+    first: dict[str, ablation.Trial] = {}
+    for trial in sorted(plan.sweep.planned, key=lambda trial: trial.seed) if figures else ():
+        stands = plan.states[trial.id]
+        if trial.suggestion is None and stands.status == "done" and not stands.excluded:
+            first.setdefault(trial.arm, trial)
+    missing: dict[str, list[Figure]] = {}
+    for arm, trial in first.items():
+        where = plan.root / trial.id, trial.config.data.version or ""
+        if left := [one for one in figures if not one.file(*where).is_file()]:
+            missing[arm] = left
+    if missing:
+        from lmim.figures import make
+
+        for arm, left in missing.items():
+            with console.status(f"figures of {arm} ..."):
+                failed = [*make(TrialFolder(plan.root, first[arm].id), left)]
+            for line in failed:
+                say(console, f"no figure of {arm}: {line}")
+    return bool(missing)
 
 
 def _check(plan: Plan, args: argparse.Namespace, todo: Sequence[str]) -> Sequence[Job]:

@@ -181,13 +181,18 @@ def protocol_of(entry: object) -> tuple[str, dict[str, Any]]:
     >>> protocol_of("nn"), protocol_of({"knn": {"k": 5}})
     (('nn', {}), ('knn', {'k': 5}))
     """
+    return named(entry, "a protocol", "knn: {k: 5}")
+
+
+def named(entry: object, what: str, example: str) -> tuple[str, dict[str, Any]]:
+    """The name that an entry of a list gives, alone or with settings, which are unchecked."""
     if isinstance(entry, str):
         return entry, {}
     if isinstance(entry, Mapping) and len(entry) == 1:
-        [(protocol, settings)] = entry.items()
-        if isinstance(protocol, str) and isinstance(settings, Mapping):
-            return protocol, dict(settings)
-    raise ValueError(f"expected a protocol, or one with its settings such as knn: {{k: 5}}, found {entry!r}")
+        [(name, settings)] = entry.items()
+        if isinstance(name, str) and isinstance(settings, Mapping):
+            return name, dict(settings)
+    raise ValueError(f"expected {what}, or one with its settings such as {example}, found {entry!r}")
 
 
 def read_evaluations(
@@ -223,17 +228,16 @@ def settings_of(protocol: str, sources: Mapping[str, str]) -> dict[str, variants
     return dict(variants.describe("evaluate", protocol, sources).settings) | EVERY
 
 
-def _read(protocol: str, given: Mapping[str, Any], sources: Mapping[str, str]) -> Evaluation:
-    own = variants.own(protocol)
-    try:
-        settings = settings_of(protocol, sources)
-    except ValueError as error:
-        near = nearest(protocol, variants.choices("evaluate"))
-        raise ValueError(str(error) if own else f"{error}, found {show(protocol)}{near}") from None
+def checked(name: str, given: Mapping[str, Any], settings: Mapping[str, variants.Setting]) -> dict[str, Any]:
+    """All settings of an entry, those that are not given at their neutral value.
+
+    Raises:
+        ValueError: one that there is not is given, or is of another kind.
+    """
     for key in given:
         if key not in settings:
             raise ValueError(
-                f"{protocol}: unknown setting {show(key)}; expected "
+                f"{name}: unknown setting {show(key)}; expected "
                 f"{', '.join(settings) or 'none'}{nearest(key, settings)}"
             )
     fields: dict[str, Any] = {key: (one.type, one.neutral) for key, one in settings.items()}
@@ -243,11 +247,22 @@ def _read(protocol: str, given: Mapping[str, Any], sources: Mapping[str, str]) -
     except ValidationError as error:
         first = error.errors()[0]
         expected = first["msg"].removeprefix("Input should be ").replace("a valid integer", "an integer")
-        key = ".".join([protocol, str(first["loc"][0])])
+        key = ".".join([name, str(first["loc"][0])])
         raise ValueError(
             f"{key}: expected {expected.replace('valid ', '')}, found {show(first['input'])}"
         ) from None
-    given = {k: v for k, v in read.model_dump().items() if k not in EVERY or v != EVERY[k].neutral}
+    return read.model_dump()
+
+
+def _read(protocol: str, given: Mapping[str, Any], sources: Mapping[str, str]) -> Evaluation:
+    own = variants.own(protocol)
+    try:
+        settings = settings_of(protocol, sources)
+    except ValueError as error:
+        near = nearest(protocol, variants.choices("evaluate"))
+        raise ValueError(str(error) if own else f"{error}, found {show(protocol)}{near}") from None
+    read = checked(protocol, given, settings)
+    given = {k: v for k, v in read.items() if k not in EVERY or v != EVERY[k].neutral}
     files = [ref.partition(":")[0] for ref in (protocol, given.get(DATA, "")) if variants.own(ref)]
     one = Evaluation(protocol, given, sources={file: sources[file] for file in files})
     if one.opens:

@@ -383,7 +383,8 @@ class TrialFolder:
 
         The state goes last: a kill on the way leaves a trial that was ended early, to be reopened again.
         """
-        shutil.rmtree(self.path / "evaluations", ignore_errors=True)
+        for made in ("evaluations", "figures"):
+            shutil.rmtree(self.path / made, ignore_errors=True)
         rows, end = self.rows()
         keep = [row for row in rows if SECONDS not in row.metrics]  # which the last row of all has
         if len(keep) < len(rows):

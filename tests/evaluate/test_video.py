@@ -57,7 +57,8 @@ def test_an_encoder_that_sees_nothing_follows_nothing() -> None:
 
 def test_the_first_mask_is_given_and_the_last_is_not_scored() -> None:
     """As the official rules have it."""
-    truth, guess = next(predicted(given()))
+    one = next(predicted(given().model, squares(), "test"))
+    truth, guess = one.truth, one.found
     assert torch.equal(truth[0], guess[0])
     assert truth.shape == guess.shape == (5, 24, 24)
 

@@ -26,6 +26,7 @@ def test_what_is_committed_is_what_the_source_says() -> None:
 def test_every_key_has_a_meaning() -> None:
     """Else the user reads the trainer's source to know what to vary."""
     found = {key.name: key for key in [*keys.sweep_keys(), *keys.config_keys(), *keys.protocol_keys()]}
+    found |= {key.name: key for key in keys.figure_keys()}
     assert config.fields({}, {}).keys() <= found.keys()
     assert not [name for name, key in found.items() if not key.meaning]
     assert not [f"{n}: {c}" for n, key in found.items() for c, meaning in key.choices.items() if not meaning]
@@ -105,6 +106,10 @@ def test_a_shipped_file_is_what_its_schema_says(path: Path) -> None:
         ({"name": "a b"}, False),
         ({"stages": [{"axes": {"loss": ["mse"]}, "selects": "best"}]}, False),
         ({"evaluate": ["knnn"]}, False),
+        ({"figures": ["tsne", {"attention": {"images": 4}}, {"heatmap": {"x": "mask.gap"}}]}, True),
+        ({"figures": ["tsn"]}, False),
+        ({"figures": [{"attention": {"image": 4}}]}, False),
+        ({"figures": [{"attention": {"images": 0}}]}, False),
     ],
 )
 def test_an_editor_tells_right_from_wrong(change: dict[str, Any], valid: bool) -> None:

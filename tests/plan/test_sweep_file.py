@@ -66,9 +66,63 @@ def test_a_rule_that_ends_collapsed_trials_is_read(folder: "Folder") -> None:
     assert with_rule == without, "the rule is in no identity"
 
 
+def test_figures_change_no_trial(folder: "Folder") -> None:
+    """A figure more in the report would train everything anew."""
+    figures = "figures: [tsne, {attention: {images: 3}}, {tsne: {clusters: 2}}]\n"
+    with_figures, without = (folder.load(AXES + more) for more in (figures, ""))
+    assert with_figures.trials == without.trials
+    assert [one.name for one in with_figures.figures] == ["tsne", "attention", "tsne"]
+    settings = [one.settings for one in with_figures.figures]
+    assert (settings[1]["images"], settings[1]["queries"]) == (3, 4)
+    assert [one["clusters"] for one in settings[::2]] == [4, 2]
+    assert without.figures == ()
+
+
+def test_a_heat_map_is_of_two_numeric_axes(folder: "Folder") -> None:
+    """The axes of a sweep stand in its file already; a typing error in one would draw an empty figure."""
+    axes = "axes: {mask.ratio: [0.5, 0.8], loss: [mse, cosine], mask.gap: [0, 1], optim.epochs: [1, 2]}\n"
+    entries = "heatmap, {heatmap: {y: mask.ratio, metric: nn_top1}}, {heatmap: {x: optim.epochs}}"
+    found = [one.settings for one in folder.load(f"{axes}figures: [{entries}]\n").figures]
+    assert [(one["x"], one["y"]) for one in found] == [
+        ("mask.ratio", "mask.gap"),
+        ("mask.gap", "mask.ratio"),
+        ("optim.epochs", "mask.ratio"),
+    ]
+    assert [one["metric"] for one in found] == ["eval/knn_top1", "eval/nn_top1", "eval/knn_top1"]
+    wrong = folder.error(axes + "figures:\n  - {heatmap: {x: mask.rato}}\n")
+    assert wrong.startswith(
+        "sweep.yaml:5: figures: heatmap.x: expected a numeric axis of this sweep (mask.ratio"
+    )
+    assert wrong.endswith("found mask.rato; did you mean mask.ratio?")
+    assert "heatmap.metric: expected one of" in folder.error(
+        axes + "figures: [{heatmap: {metric: knn_top}}]\n"
+    )
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        (
+            AXES + "figures:\n  - tsne\n  - segmentatoin\n",
+            "sweep.yaml:6: figures: expected one of attention,",
+        ),
+        (AXES + "figures: [segmentatoin]\n", "found segmentatoin; did you mean segmentation?"),
+        (
+            AXES + "figures: [{tsne: {perplexty: 3}}]\n",
+            "sweep.yaml:4: figures: tsne: unknown setting perplexty",
+        ),
+        (AXES + "figures: [{tsne: {perplexty: 3}}]\n", "did you mean perplexity?"),
+        (AXES + "figures: [{tsne: {images: 0}}]\n", "figures: tsne.images: expected greater than 0, found 0"),
+        (
+            AXES + "figures: [{propagation: {recipe: davis}}]\n",
+            "figures: propagation.recipe: expected 'dino'",
+        ),
+        (AXES + "figures: [{segmentation: {data: digits}}]\n", "segmentation.data: expected data with masks"),
+        (AXES + "figures: [{segmentation: {data: digts}}]\n", "did you mean digits?"),
+        (AXES + "figures: [mine.py:map]\n", "figures: expected one of attention,"),
+        (AXES + "figures: [tsne, tsne]\n", "sweep.yaml:4: figures: duplicate tsne"),
+        (AXES + "figures: [3]\n", "sweep.yaml:4: figures: expected a figure, or one with its settings"),
+        (AXES + "figures: [heatmap]\n", "heatmap: expected a sweep with two numeric axes, found none"),
         (AXES + "end_collapsed: {rank: 0.9}\n", "sweep.yaml:4: end_collapsed.rank: expected less than or"),
         (AXES + "end_collapsed: {rnk: 0.1}\n", "did you mean rank?"),
         (AXES + "end_collapsed: soon\n", "sweep.yaml:4: end_collapsed: expected a"),

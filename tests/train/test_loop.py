@@ -448,7 +448,9 @@ def test_an_evaluation_of_unfinished_training_is_dropped_even_by_a_kill(tmp_path
     folder = TrialFolder(tmp_path, config.identity)
     state = train(config, folder, KNN, ending=ENDING)
     kept, text = folder.journal.read_bytes(), (folder.path / "state.json").read_text()
+    (folder.path / "figures").mkdir()
     folder.reopen()
+    assert not (folder.path / "figures").exists(), "nor is a figure shown of it"
     assert (folder.results(), folder.state().ended, folder.state().outcome) == ([], "", None)
     assert folder.journal.read_bytes() == kept[: kept[:-1].rfind(b"\n") + 1], "but for the row of the end"
     (folder.path / "state.json").write_text(text)  # killed before the state was written
