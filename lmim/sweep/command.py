@@ -219,7 +219,11 @@ def command(args: argparse.Namespace, words: Sequence[str]) -> int:
 
 
 def _again(words: Sequence[str]) -> str:
-    """The line that goes on, for a log that others read: without the password in MLflow's address."""
+    """The line that goes on, for a log that others read: without the password in MLflow's address.
+
+    >>> _again(["loss.yaml", "--tracking-uri", "https://me:secret@host/"])
+    'python -m lmim.sweep loss.yaml --tracking-uri https://host/'
+    """
     return f"python -m lmim.sweep {shlex.join(map(redacted, words))}"
 
 

@@ -20,7 +20,7 @@ from tests.sweep.running import REPOSITORY
 SCRIPT = REPOSITORY / "cluster" / "slurm" / "sweep.sbatch"
 JOB = 4242
 SRUN = """#!/usr/bin/env bash
-# a task on each node of --nodelist; TERM goes to them all
+# a task on each node of --nodelist; TERM is the end of them all, as Slurm has it
 while [[ $1 == --* ]]; do
     case $1 in --nodelist=*) nodes=${1#*=} ;; esac
     shift
@@ -31,7 +31,7 @@ for node in ${nodes//,/ }; do
         unshare --uts bash -c 'hostname "$0"; exec "$@"' "$node" "$@" &
     tasks+=($!)
 done
-trap 'kill "${tasks[@]}" 2> /dev/null' TERM
+trap 'kill -KILL "${tasks[@]}" 2> /dev/null' TERM
 code=0
 for task in "${tasks[@]}"; do
     wait "$task" || wait "$task" || code=$?

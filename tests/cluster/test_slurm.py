@@ -145,6 +145,8 @@ def test_a_sweep_on_two_hosts(two: Hosts, expected: dict[str, Any], tmp_path: Pa
     private = tmp_path / f".lmim-{JOB}"
     token = private / "token"
     assert (private.stat().st_mode & 0o777, token.stat().st_mode & 0o777) == (0o700, 0o600)
+    ray = two.folder / two.first / f"ray-{JOB}"
+    assert ray.stat().st_mode & 0o777 == 0o700, "sockets and logs are no other user's"
     assert not shown(token.read_text(), two, file)
     refused(two, tmp_path)
     (tmp_path / "go").touch()
