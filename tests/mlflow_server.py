@@ -27,12 +27,12 @@ def new_database(folder: Path) -> bytes:
 class Server:
     """`mlflow server` on loopback, over the stage's database."""
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Path, *options: str) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = int(probe.getsockname()[1])
         self.uri = f"http://127.0.0.1:{self.port}"
-        self.out = out
+        self.out, self.options = out, options
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -40,7 +40,7 @@ class Server:
         stores = ["--backend-store-uri", f"sqlite:///{self.out / 'server.db'}"]
         artifacts = ["--artifacts-destination", str(self.out / "server")]
         self.process = subprocess.Popen(
-            [*command, "--port", str(self.port), *stores, *artifacts],
+            [*command, "--port", str(self.port), *stores, *artifacts, *self.options],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,  # so that its workers can be killed with it
@@ -62,10 +62,10 @@ class Server:
 
 
 @contextlib.contextmanager
-def serving(out: Path, database: bytes) -> Iterator[Server]:
+def serving(out: Path, database: bytes, *options: str) -> Iterator[Server]:
     """A server over a new database in `out`."""
     (out / "server.db").write_bytes(database)
-    made = Server(out)
+    made = Server(out, *options)
     try:
         made.start()
         yield made

@@ -27,7 +27,7 @@ from rich.console import Console
 
 from lmim import pages
 from lmim.command import Parser, exit_code, out_folder
-from lmim.errors import UserError, count, fail, listed
+from lmim.errors import UserError, count, fail, listed, redacted
 from lmim.plan import ablation, cost, record, tokenizers
 from lmim.sweep import budget, sequential, studies
 from lmim.sweep.budget import Purse, read_budget
@@ -189,7 +189,7 @@ def command(args: argparse.Namespace, words: Sequence[str]) -> int:
         plan = bring_up_to_date(plan, args, uri, todo, stop, console, purse)
         if stop.signals > (purse.expired if purse else 0):
             console.print(
-                f"Interrupted: {summary(plan)}. To go on:\n  python -m lmim.sweep {shlex.join(words)}",
+                f"Interrupted: {summary(plan)}. To go on:\n  {_again(words)}",
                 highlight=False,
                 soft_wrap=True,
             )
@@ -212,10 +212,19 @@ def command(args: argparse.Namespace, words: Sequence[str]) -> int:
         say(
             console,
             f"The budget is spent ({purse.told()}). Missing: {listed(missing)}; {found}. To go on:\n"
-            f"  python -m lmim.sweep {shlex.join(words)}",
+            f"  {_again(words)}",
         )
         return failed or 3
     return failed
+
+
+def _again(words: Sequence[str]) -> str:
+    """The line that goes on, for a log that others read: without the password in MLflow's address.
+
+    >>> _again(["loss.yaml", "--tracking-uri", "https://me:secret@host/"])
+    'python -m lmim.sweep loss.yaml --tracking-uri https://host/'
+    """
+    return f"python -m lmim.sweep {shlex.join(map(redacted, words))}"
 
 
 def _on_gpus_elsewhere(args: argparse.Namespace) -> bool:

@@ -257,7 +257,7 @@ def on_ray(
         "num_cpus": math.floor(found.cpus),
         "num_gpus": math.floor(found.gpus),
         "object_store_memory": 100 * 2**20,
-        "_temp_dir": str(scratch),
+        "_temp_dir": str(scratch / "ray"),  # in one that is ours alone: Ray opens its own to every user
     }
     try:
         try:

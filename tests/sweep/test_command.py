@@ -21,6 +21,7 @@ from lmim.sweep.executors import Job
 from lmim.sweep.standing import Plan
 from lmim.trial.code import code_digest
 from lmim.trial.folder import TrialFolder
+from tests.mlflow_server import new_database, serving
 from tests.sweep.running import (
     TINY,
     alive,
@@ -265,6 +266,22 @@ def test_slurms_warning_stops_a_sweep(tmp_path: Path) -> None:
     (folder,) = folders(file)
     assert folder.state().status == "interrupted"
     assert folder.checkpoint.is_file()
+
+
+def test_a_password_of_mlflow_is_told_to_nobody(tmp_path: Path) -> None:
+    """Otherwise who reads a log, a report or MLflow's pages may write to the server."""
+    file = write(tmp_path, arms="[mse]", seeds="[0]")
+    served = tmp_path / "served"
+    served.mkdir()
+    with serving(served, new_database(served)) as server:
+        printed = run(
+            arguments(file, "--serial", "--tracking-uri", server.uri.replace("://", "://me:s3cr3t@"))
+        )
+    assert server.uri in printed
+    assert "s3cr3t" not in printed
+    kept = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {"server.db", "report.html", "config.json"} <= {path.name for path in kept}
+    assert not [path for path in kept if b"s3cr3t" in path.read_bytes()]
 
 
 def planned(tmp_path: Path) -> tuple[Plan, list[Job], TrialFolder]:

@@ -36,6 +36,7 @@ root = Path(sys.argv[1])
 with on_ray(root / "trials", Stop(root / "stop"), None, None, False):
     import ray
     print(ray.get_runtime_context().gcs_address, flush=True)
+    print(ray._private.worker._global_node.get_session_dir_path(), flush=True)
     ray.get(ray.remote(lambda: 1).remote())
     print("worked", flush=True)
     sys.stdin.read()
@@ -57,8 +58,10 @@ def test_the_cluster_lets_no_stranger_in(tmp_path: Path) -> None:
     try:
         assert cluster.stdout is not None
         address = cluster.stdout.readline().strip()
+        session = Path(cluster.stdout.readline().strip())
         assert cluster.stdout.readline() == "worked\n"
         assert answering(address) == address
+        assert session.parents[1].stat().st_mode & 0o777 == 0o700, "sockets and logs are no other user's"
         processes = [psutil.Process(cluster.pid), *psutil.Process(cluster.pid).children(recursive=True)]
         listening = [
             (process.name(), opened.laddr.ip)
