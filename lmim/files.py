@@ -10,12 +10,16 @@ def write_atomic(file: Path, content: str | bytes | memoryview, durable: bool = 
     `durable` waits for the disk, so that not even a host that dies goes back to the old content.
     """
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    with temporary.open("wb") as stream:
-        stream.write(content.encode() if isinstance(content, str) else content)
-        if durable:
-            stream.flush()
-            os.fsync(stream.fileno())
-    temporary.replace(file)
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(content.encode() if isinstance(content, str) else content)
+            if durable:
+                stream.flush()
+                os.fsync(stream.fileno())
+        temporary.replace(file)
+    except OSError:  # a full disk must not be kept full by what it had no room for
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def cache_root() -> Path:

@@ -267,7 +267,7 @@ class Run:
         run, gpus = self.config.run, self.config.run.gpu_share if self.device.type == "cuda" else 0.0
         return seconds * run.processes * run.cpus, seconds * run.processes * gpus
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path, last: bool = False) -> None:
         """Write the checkpoint."""
         checkpoint.save(
             path,
@@ -280,6 +280,7 @@ class Run:
                 sums=self.sums,
                 counted=self.counted,
             ),
+            last,
         )
 
     def restore(self, path: Path) -> bool:
@@ -432,10 +433,10 @@ def _train(
         epoch = run.progress.step // max(run.per_epoch, 1)
         journal.note(run.progress.step, metrics, epoch=epoch, seconds=keep_time(), **fields)
 
-    def save() -> None:
+    def save(last: bool = False) -> None:
         keep_time()
         folder.sync()
-        run.save(folder.checkpoint)
+        run.save(folder.checkpoint, last)
 
     ended = ""
 
@@ -466,7 +467,7 @@ def _train(
     if end == "interrupted":
         return journal.set(status="interrupted", step=run.progress.step, seconds=keep_time())
     if end in ("trained", "ended"):
-        save()
+        save(last=True)
     outcome, ratios = (PRUNED, {}) if ended.startswith(PRUNED) else _outcome(run, end)
     results = {SECONDS: keep_time(), "system/core_seconds": run.progress.core_seconds}
     if run.progress.gpu_seconds:

@@ -4,7 +4,7 @@
         config.json      the resolved config, written once
         state.json       how it stands (replaced atomically, with a heartbeat)
         journal.jsonl    the metrics, one row a line, append-only
-        checkpoint.pt    where to go on; in the end, what is judged
+        checkpoint.pt    where to go on; in the end, what is judged (until then also checkpoint.before.pt)
         evaluations/     what each protocol found, a file each
         sources/         the user's own code that it was trained with
         replay.json      whether the present code gives the same figures
