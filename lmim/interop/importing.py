@@ -34,20 +34,19 @@ def import_weights(
 ) -> TrialFolder:
     """Make a finished trial of a checkpoint of Latent MIM's or MAE's authors, under `out`/trials.
 
-    Its data, which may lie at `data_path`, are a scale's; the model is of the authors' arguments. What the
-    weights are is part of its identity: other weights are another trial.
+    Its data, which may lie at `data_path`, are a scale's; the model is of the authors' arguments, or where
+    there are none the scale's own of Latent MIM, and MAE's default. What the weights are is part of its
+    identity: other weights are another trial.
 
     Raises:
         UserError: as `load_official`; or the scale is not there.
     """
     weights = read_weights(file)
-    load = load_mae if layout == "mae" else load_official
-    objective, ours = load(weights, model)
-    data = (
-        _scale(scale)["data"]
-        | {"image_size": ours.data.image_size}
-        | ({"path": data_path} if data_path else {})
-    )
+    tree = _scale(scale)
+    given = model or (_recipe(tree) if layout == "latent_mim" else {})
+    objective, ours = (load_mae if layout == "mae" else load_official)(weights, given)
+    there = {"path": data_path} if data_path else {}
+    data = tree["data"] | {"image_size": ours.data.image_size} | there
     imported: dict[str, Any] = ours.model_dump() | {
         "data": data,
         "optim": {"epochs": 0},
@@ -75,6 +74,12 @@ def _scale(name: str) -> dict[str, Any]:
         raise UserError(f"--scale {name}: expected one of {', '.join(known)}{nearest(name, known)}")
     found: dict[str, Any] = read_yaml(known[name]).plain()
     return found
+
+
+def _recipe(scale: Mapping[str, Any]) -> Config:
+    """The published recipe at a scale, which runs anywhere."""
+    base = read_yaml(PROJECT_ABLATIONS / "base.yaml").plain()
+    return Config.read(merge(base, scale) | {"run": {}})
 
 
 def digest(weights: Mapping[str, Tensor]) -> str:

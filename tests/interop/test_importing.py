@@ -14,8 +14,10 @@ from lmim.errors import UserError
 from lmim.evaluate.__main__ import main as evaluate
 from lmim.interop import load_official
 from lmim.interop.__main__ import main
-from lmim.interop.importing import digest
+from lmim.interop.importing import _recipe, _scale, digest
+from lmim.interop.official import read_weights
 from lmim.loading import load_trial
+from lmim.objectives import Setup, build
 from lmim.replay import replay
 from lmim.train.loop import train
 from lmim.trial.evaluation import read_evaluations
@@ -59,6 +61,25 @@ def test_it_is_a_trial_like_any_other(tmp_path: Path, capsys: pytest.CaptureFixt
     assert json.loads(capsys.readouterr().out)["metrics"] == result.metrics
 
 
+def test_without_arguments_the_model_is_the_scales(tmp_path: Path) -> None:
+    """`import official.pth --scale paper` would want all of the recipe typed again."""
+    ours = build(_recipe(_scale("demo")), Setup(20, 1, 36)).eval()
+    renamed = {"target.encoder.": "target_encoder.", ".embed.": ".embed.proj.", ".projector.": ".head."}
+    state = {}
+    for name, weight in ours.state_dict().items():
+        theirs = name
+        for part, their in renamed.items():
+            theirs = theirs if name.startswith("decoder.") else theirs.replace(part, their)
+        state[theirs] = weight
+    torch.save(state, tmp_path / "official.pth")
+    where = ["--layout", "latent_mim", "--scale", "demo", "--out", str(tmp_path / "out")]
+    assert main(["import", str(tmp_path / "official.pth"), *where]) == 0
+    [made] = (tmp_path / "out" / "trials").iterdir()
+    images = torch.randn(3, 1, 20, 20)
+    with torch.no_grad():
+        torch.testing.assert_close(load_trial(made).encoder.features(images), ours.features(images))
+
+
 def test_other_weights_are_another_trial(tmp_path: Path) -> None:
     """Figures of one checkpoint would stand under another's name, or under that of what was trained here."""
     state = GOLDEN.under("state.")
@@ -70,8 +91,6 @@ def test_other_weights_are_another_trial(tmp_path: Path) -> None:
     plain = Config.read(first.config().model_dump() | {"imported": ""})
     assert plain.identity not in (first.id, second.id)
     save_file({name: weight.contiguous() for name, weight in state.items()}, tmp_path / "same.safetensors")
-    from lmim.interop.official import read_weights
-
     assert digest(read_weights(tmp_path / "same.safetensors")) == first.config().imported
 
 
