@@ -599,6 +599,7 @@ def test_a_sweep_becomes_a_plan(tmp_path: Path) -> None:
         "selecting": [],
         "searches": [],
         "figures": [],
+        "others": [],
         "sequential": False,
         "arms": [
             {"name": name, "axes": axes, "baseline": not axes, "provisional": False}
