@@ -93,7 +93,7 @@ def attention(axes: Sequence[Axes], data: Arrays, number: int = 0) -> None:
     weighs for the query, which is crossed. What the class latent weighs, which lies nowhere, is written, and
     the most that a patch weighs; colours are of one scale over all images."""
     image, visible = data["image"][number], data["visible"][number]
-    queries, weights, grid = data["queries"][number], data["weights"][number], int(data["grid"])
+    queries, weights, grid = data["queries"][number], data["weights"][number], int(data["side"])
     masked = np.ones(grid * grid, bool)
     masked[visible] = False
     _show(axes[0], image, "image")

@@ -3,9 +3,7 @@
 A figure is given a `Subject`, its settings by keyword, and gives arrays that `lmim.analysis.pictures` draws
 by the same name. What is made is kept in the trial's folder, and fed to MLflow as any of its results.
 
->>> from lmim.figures import look  # doctest: +SKIP
->>> look("results/trials/<id>", "neighbours", nearest=3)["cosine"].shape  # doctest: +SKIP
-(4, 3)
+    look("results/trials/<id>", "neighbours", nearest=3)["cosine"]  # [4, 3]
 """
 
 import os

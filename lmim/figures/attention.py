@@ -43,7 +43,7 @@ def attention(
         "visible": array(made.view.visible),
         "queries": array(made.view.masked[rows, chosen]),
         "weights": weights[rows, chosen].cpu().numpy(),
-        "grid": array(torch.tensor(round(made.patches.shape[1] ** 0.5))),
+        "side": array(torch.tensor(round(made.patches.shape[1] ** 0.5))),
     }
 
 

@@ -84,7 +84,7 @@ def test_attention_lies_on_the_visible_patches_alone() -> None:
         "visible": np.array([[0, 8]]),
         "queries": np.array([[4]]),
         "weights": np.array([[[0.5, 0.3, 0.2]]]),
-        "grid": np.array(3),
+        "side": np.array(3),
     }
     axes = panels(3)
     pictures.attention(axes, data)
