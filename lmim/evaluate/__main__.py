@@ -174,7 +174,8 @@ def _stand_beside(
     others = {one.name: one for one in (*record.others, row)}
     plan = record.model_copy(update={"others": tuple(others.values())})
     Tracker(options.tracking_uri, plan, options.out).close()
-    print(f"Its row stands in: python -m lmim.analysis.report {record.name} --scale {record.place}")
+    where = f"python -m lmim.analysis.report {record.name} --scale {record.place}"
+    print(f"Its row stands in: {where}", file=sys.stderr)  # what is asked for as JSON is JSON alone
 
 
 def _parser() -> argparse.ArgumentParser:
