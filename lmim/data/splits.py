@@ -236,6 +236,16 @@ def some(length: int, count: int) -> Int[Tensor, " n"]:
     return torch.randperm(length, generator=torch.Generator().manual_seed(0))[:count].sort().values
 
 
+def spread(length: int, count: int) -> Int[Tensor, " n"]:
+    """At most so many of them, evenly spread.
+
+    >>> spread(10, 3).tolist(), spread(2, 3).tolist()
+    ([0, 3, 6], [0, 1])
+    """
+    count = min(count, length)
+    return torch.arange(count) * length // max(count, 1)
+
+
 def hold_out(train: Split, version: str) -> tuple[Subset, Subset, str]:
     """Train without val, val, and the version with this rule in it, for data that come without a val.
 

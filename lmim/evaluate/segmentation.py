@@ -31,7 +31,7 @@ from torch.nn import functional as F
 from lmim.data import Dataset
 from lmim.data.augment import crop
 from lmim.data.reading import ahead
-from lmim.data.splits import VOID, Masked
+from lmim.data.splits import VOID, Masked, spread
 from lmim.errors import UserError
 from lmim.evaluate.features import BATCH, Frozen, Model
 from lmim.variants import PositiveInt
@@ -65,8 +65,7 @@ def segmentation(
     masks, and `path` is where they lie.
     """
     split = masked(frozen.open(), frozen.split)
-    count = min(images, FEW if frozen.few else images, len(split))
-    rows = torch.arange(count) * len(split) // count
+    rows = spread(len(split), min(images, FEW) if frozen.few else images)
     found = [scores(one.truth, one.found) for one in maps(frozen.model, split, rows, linkage)]
     return dict(zip(METRICS, map(_mean, zip(*found, strict=True)), strict=True))
 

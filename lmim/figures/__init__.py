@@ -6,7 +6,7 @@ by the same name. What is made is kept in the trial's folder, and fed to MLflow 
     look("results/trials/<id>", "neighbours", nearest=3)["cosine"]  # [4, 3]
 """
 
-import os
+import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -27,6 +27,7 @@ from lmim.data.augment import crop
 from lmim.encoder import View, take
 from lmim.errors import UserError, cause
 from lmim.evaluate import Model, image_features, patch_features
+from lmim.files import write_atomic
 from lmim.loading import load_trial
 from lmim.objectives import Objective
 from lmim.train.loop import open_planned
@@ -146,16 +147,6 @@ class Subject:
         return Masked(seen, patches, view, latents[:, 1:], prediction, target)
 
 
-def spread(length: int, count: int) -> Int[Tensor, " n"]:
-    """At most so many of them, evenly spread.
-
-    >>> spread(10, 3).tolist(), spread(2, 3).tolist()
-    ([0, 3, 6], [0, 1])
-    """
-    count = min(count, length)
-    return torch.arange(count) * length // max(count, 1)
-
-
 def array(tensor: Tensor) -> NDArray[Any]:
     """A tensor as it is kept; pixels and the like in half precision, which is more than a page shows."""
     found: NDArray[Any] = tensor.detach().cpu().numpy()
@@ -209,9 +200,8 @@ def make(folder: TrialFolder, figures: Sequence[Figure]) -> Iterator[str]:
 def keep(arrays: Arrays, file: Path, older: Path | None) -> None:
     """Write arrays as a whole, in place of those that older code made."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    with temporary.open("wb") as stream:
-        np.savez_compressed(stream, allow_pickle=False, **arrays)
-    temporary.replace(file)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **arrays)
+    write_atomic(file, buffer.getbuffer())
     if older is not None and older != file:
         older.unlink(missing_ok=True)

@@ -5,7 +5,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lmim.axes.decoder import CrossAttention
-from lmim.figures import Arrays, Lacking, Subject, array, spread
+from lmim.data.splits import spread
+from lmim.figures import Arrays, Lacking, Subject, array
 from lmim.variants import PositiveInt
 
 
@@ -20,7 +21,7 @@ def attention(
 
     Returns:
         `image` [n, c, s, s] in 0..1, `visible` [n, v] and `queries` [n, q], places row by row, `weights`
-        [n, q, 1 + v], the class first, which sum to 1; `grid` [], patches along a side.
+        [n, q, 1 + v], the class first, which sum to 1; `side` [], patches along a side.
     """
     layers = [part for part in trial.objective.modules() if isinstance(part, CrossAttention)]
     if not layers:

@@ -3,8 +3,9 @@
 import torch
 from torch.nn import functional as F
 
+from lmim.data.splits import spread
 from lmim.evaluate.features import BATCH
-from lmim.figures import Arrays, Subject, array, spread
+from lmim.figures import Arrays, Subject, array
 from lmim.variants import PositiveInt
 
 

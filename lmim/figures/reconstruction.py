@@ -7,8 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lmim.data.splits import spread
 from lmim.encoder import take
-from lmim.figures import Arrays, Lacking, Subject, array, spread
+from lmim.figures import Arrays, Lacking, Subject, array
 from lmim.variants import PositiveInt
 
 

@@ -4,8 +4,9 @@ from typing import Literal
 
 import torch
 
+from lmim.data.splits import spread
 from lmim.evaluate.segmentation import maps, masked
-from lmim.figures import Arrays, Subject, array, spread
+from lmim.figures import Arrays, Subject, array
 from lmim.variants import PositiveInt
 
 NEEDS = ("masks",)

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from lmim.axes.mask import similarity as alike
-from lmim.figures import Arrays, Lacking, Seen, Subject, spread
+from lmim.data.splits import spread
+from lmim.figures import Arrays, Lacking, Seen, Subject
 from lmim.objectives import Objective
 from lmim.train.loop import Run
 from lmim.trial.folder import Row

@@ -6,8 +6,9 @@ import numpy as np
 from sklearn.manifold import TSNE
 from torch.nn import functional as F
 
+from lmim.data.splits import spread
 from lmim.evaluate.segmentation import clustered
-from lmim.figures import Arrays, Lacking, Subject, array, spread
+from lmim.figures import Arrays, Lacking, Subject, array
 from lmim.variants import Count, PositiveInt
 
 

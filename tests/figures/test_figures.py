@@ -14,11 +14,11 @@ from lmim.axes.decoder import CrossAttention
 from lmim.axes.mask import patchify
 from lmim.config import Config, merge
 from lmim.data import Dataset
-from lmim.data.splits import ArraySplit
+from lmim.data.splits import ArraySplit, spread
 from lmim.encoder import View, take
 from lmim.errors import UserError
 from lmim.evaluate.features import Encode, Model
-from lmim.figures import Lacking, Subject, look, make, spread
+from lmim.figures import Lacking, Subject, look, make
 from lmim.figures.__main__ import main
 from lmim.figures.attention import attended, attention
 from lmim.figures.neighbours import neighbours
