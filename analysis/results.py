@@ -255,7 +255,7 @@ def assemble(plan: Mapping[str, Any], runs: Iterable[Trial]) -> Results:
         classes=plan.get("classes", 0),
         sequential=plan.get("sequential", False),
         searches=tuple(map(RecordedSearch.model_validate, plan.get("searches", ()))),
-        figures=tuple(TypeAdapter(Figure).validate_python(one) for one in plan.get("figures", ())),
+        figures=TypeAdapter(tuple[Figure, ...]).validate_python(plan.get("figures", ())),
         searched={
             run.id: run for run in newest.values() if run.id in planned - {cell.id for cell, _ in cells}
         },

@@ -46,6 +46,4 @@ def load_trial(folder: str | Path) -> LoadedTrial:
     except RuntimeError as error:
         reason = data.error or "the weights are of another model"
         raise UserError(f"{trial.checkpoint}: does not fit ({reason}): {brief(error)}") from None
-    judged = [result for result in trial.results() if result.data_version == (config.data.version or "")]
-    metrics = dict(state.metrics) | {k: v for result in judged for k, v in result.metrics.items()}
-    return LoadedTrial(config, encoder.eval(), metrics)
+    return LoadedTrial(config, encoder.eval(), trial.metrics())

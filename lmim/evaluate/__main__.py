@@ -235,11 +235,9 @@ def _open(options: argparse.Namespace) -> Judgeable:
         encoder = TimmEncoder.create(name, data.image_size, dataset.channels, options.weights)
         return Judgeable(encoder, data, sources, encoder.statistics(dataset.channels))
     if options.layout:
-        from lmim.interop import load_mae, load_official
+        from lmim.interop.official import LAYOUTS, read_arguments
 
-        arguments = _mapping(options.model)
-        load = load_mae if options.layout == "mae" else load_official
-        found, settings = load(options.encoder, arguments)
+        found, settings = LAYOUTS[options.layout](options.encoder, read_arguments(options.model))
         return Judgeable(found, _data(given | {"image_size": settings.data.image_size}, sources), sources)
     if not Path(options.encoder).is_dir():
         wanted = (
@@ -257,13 +255,6 @@ def _open(options: argparse.Namespace) -> Judgeable:
     statistics = trained.mean, trained.std
     side = {"image_size": trial.config.data.image_size}
     return Judgeable(trial.encoder, _data(given | side, sources), sources, statistics)
-
-
-def _mapping(text: str) -> dict[str, Any]:
-    found = parse_yaml(text, "--model").plain()
-    if not isinstance(found, dict):
-        raise UserError(f"--model: expected a mapping such as '{{embed_dim: 768}}', found {text}")
-    return found
 
 
 def _data(given: dict[str, Any], sources: dict[str, str]) -> config.Data:

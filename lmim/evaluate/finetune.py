@@ -137,7 +137,7 @@ def _encoder(objective: nn.Module) -> Encoder:
     return found
 
 
-def _started(config: Config, run: Run, trained: Trained) -> Run:
+def _started(run: Run, trained: Trained) -> Run:
     """The run with the trial's encoder; its final norm stays behind, as the classifier has its own."""
     weights = _encoder(trained.objective).state_dict()
     ours = _encoder(run.objective)
@@ -150,7 +150,7 @@ def _begin(config: Config, trained: Trained, folder: TrialFolder) -> None:
     shutil.rmtree(folder.path, ignore_errors=True)  # of one whose checkpoint was lost
     folder.create(config)
     run = Run(config, open_planned(config), choose_device(config))
-    _started(config, run, trained).save(folder.checkpoint)
+    _started(run, trained).save(folder.checkpoint)
 
 
 def _sample(config: Config, frozen: Frozen, trained: Trained) -> float:
@@ -163,7 +163,7 @@ def _sample(config: Config, frozen: Frozen, trained: Trained) -> float:
         "warmup_epochs": 0.0,
     }
     few = config.model_copy(update={"optim": config.optim.model_copy(update=step)})
-    run = _started(few, Run(few, model.dataset, torch.device(model.device)), trained)
+    run = _started(Run(few, model.dataset, torch.device(model.device)), trained)
     for micro_batches in batches(model.dataset.train, few, run.objective, 0, run.steps):
         run.step(micro_batches)
     classify = cast(Supervised, run.objective.eval()).logits

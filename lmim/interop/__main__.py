@@ -8,8 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from lmim.command import Parser, exit_code, out_folder
-from lmim.errors import UserError
-from lmim.plan.located_yaml import parse_yaml
+from lmim.interop.official import LAYOUTS, read_arguments
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,9 +32,7 @@ def _command(argv: Sequence[str] | None) -> int:
         return 0
     from lmim.interop.importing import import_weights
 
-    given = parse_yaml(options.model, "--model").plain()
-    if not isinstance(given, dict):
-        raise UserError(f"--model: expected a mapping such as '{{embed_dim: 768}}', found {options.model}")
+    given = read_arguments(options.model)
     with console.status("reading the weights ..."):
         folder = import_weights(
             options.file, options.layout, given, options.out, options.scale, options.data_path
@@ -46,7 +43,7 @@ def _command(argv: Sequence[str] | None) -> int:
 
 def _import_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path, metavar="FILE", help="a .pth or .safetensors of the authors'")
-    parser.add_argument("--layout", choices=["latent_mim", "mae"], required=True, help="whose it is")
+    parser.add_argument("--layout", choices=[*LAYOUTS], required=True, help="whose it is")
     parser.add_argument(
         "--model", default="{}", help="the authors' arguments of its model: '{embed_dim: 768, depth: 12}'"
     )

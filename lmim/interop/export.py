@@ -105,7 +105,7 @@ def described(folder: Path, trial: LoadedTrial, tracking_uri: str | None) -> Mod
 
 def _table(own: TrialFolder, trial: LoadedTrial) -> Iterator[str]:
     """A row a figure: this trial's, and the mean over all seeds of its arm with the 95 % t-interval."""
-    arm = [load_metrics(one) for one in _seeds(own, trial.config)]
+    arm = [one.metrics() for one in _seeds(own, trial.config)]
     yield "| metric | this trial | mean of its arm, 95 % t-interval | seeds |"
     yield "|---|---:|---:|---:|"
     for name in sorted(key for key in trial.metrics if key.startswith(("eval/", "val/"))):
@@ -113,13 +113,6 @@ def _table(own: TrialFolder, trial: LoadedTrial) -> Iterator[str]:
         mean, half = interval(found)
         spread = f"{mean:.4g} ± {half:.2g}" if len(found) > 1 else "-"
         yield f"| {name} | {trial.metrics[name]:.4g} | {spread} | {len(found)} |"
-
-
-def load_metrics(folder: TrialFolder) -> dict[str, float]:
-    """A trial's newest figures, without its weights."""
-    version = folder.config().data.version or ""
-    found = {k: v for one in folder.results() if one.data_version == version for k, v in one.metrics.items()}
-    return dict(folder.state().metrics) | found
 
 
 def _seeds(own: TrialFolder, config: Config) -> list[TrialFolder]:

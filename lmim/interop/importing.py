@@ -5,34 +5,34 @@ import hashlib
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 
 from lmim.config import Config, merge
 from lmim.data import open_dataset
-from lmim.errors import UserError, nearest
-from lmim.interop.official import load_mae, load_official, read_weights
+from lmim.errors import UserError
+from lmim.interop.official import LAYOUTS, read_weights
 from lmim.plan import facts
 from lmim.plan.located_yaml import read_yaml
-from lmim.plan.sweep_file import PROJECT_ABLATIONS
+from lmim.plan.sweep_file import PROJECT_ABLATIONS, find_scale
 from lmim.train import checkpoint
 from lmim.train.loop import content
 from lmim.trial.code import code_digest, code_version, libraries
 from lmim.trial.folder import TrialFolder
 
-Layout = Literal["latent_mim", "mae"]
-
 
 def import_weights(
     file: Path,
-    layout: Layout,
+    layout: str,
     model: Mapping[str, Any],
     out: Path,
     scale: str = "paper",
     data_path: str | None = None,
 ) -> TrialFolder:
     """Make a finished trial of a checkpoint of Latent MIM's or MAE's authors, under `out`/trials.
+
+    `layout` is one of `LAYOUTS`.
 
     Its data, which may lie at `data_path`, are a scale's; the model is of the authors' arguments, or where
     there are none the scale's own of Latent MIM, and MAE's default. What the weights are is part of its
@@ -44,7 +44,7 @@ def import_weights(
     weights = read_weights(file)
     tree = _scale(scale)
     given = model or (_recipe(tree) if layout == "latent_mim" else {})
-    objective, ours = (load_mae if layout == "mae" else load_official)(weights, given)
+    objective, ours = LAYOUTS[layout](weights, given)
     there = {"path": data_path} if data_path else {}
     data = tree["data"] | {"image_size": ours.data.image_size} | there
     imported: dict[str, Any] = ours.model_dump() | {
@@ -69,10 +69,7 @@ def import_weights(
 
 def _scale(name: str) -> dict[str, Any]:
     """What a scale's file says."""
-    known = {file.stem: file for file in sorted((PROJECT_ABLATIONS / "scales").glob("*.yaml"))}
-    if name not in known:
-        raise UserError(f"--scale {name}: expected one of {', '.join(known)}{nearest(name, known)}")
-    found: dict[str, Any] = read_yaml(known[name]).plain()
+    found: dict[str, Any] = read_yaml(find_scale(name)).plain()
     return found
 
 

@@ -18,6 +18,7 @@ from lmim.errors import UserError
 from lmim.objectives import Objective, Setup, build
 from lmim.objectives.latent_mim import LatentMIM
 from lmim.objectives.pixel_mim import PixelMIM
+from lmim.plan.located_yaml import parse_yaml
 
 # The authors' key -> ours.
 KEYS = {
@@ -126,6 +127,22 @@ def load_mae(
     assert isinstance(objective, PixelMIM)
     load_renamed(objective, weights, our_mae_name)
     return objective.eval(), ours
+
+
+LAYOUTS: dict[str, Callable[..., tuple[Any, Config]]] = {"latent_mim": load_official, "mae": load_mae}
+"""Whose checkpoint a file is, to what reads it."""
+
+
+def read_arguments(text: str) -> dict[str, Any]:
+    """The authors' arguments of a model, as `--model` gives them.
+
+    Raises:
+        UserError: they are no mapping.
+    """
+    found = parse_yaml(text, "--model").plain()
+    if not isinstance(found, dict):
+        raise UserError(f"--model: expected a mapping such as '{{embed_dim: 768}}', found {text}")
+    return found
 
 
 def translate_mae(config: Mapping[str, Any]) -> Config:

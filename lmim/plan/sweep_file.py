@@ -377,11 +377,20 @@ def _below(file: SweepFile, sheet: Sheet, scale: str) -> list[tuple[Path, Node, 
             )
         folders.insert(1, found.parent)
         below.append((found, read_yaml(found), BASE))
+    scale_path = find_scale(scale, folders)
+    return [*below, (scale_path, read_yaml(scale_path), SCALE)]
+
+
+def find_scale(scale: str, folders: Sequence[Path] = (PROJECT_ABLATIONS,)) -> Path:
+    """The file of a scale, in the first of the folders that has one.
+
+    Raises:
+        UserError: there is none of that name; says the nearest.
+    """
     known = sorted({f.stem for folder in folders for f in (folder / "scales").glob("*.yaml")})
     if scale not in known:
         fail(f"--scale {scale}", f"expected one of {', '.join(known) or 'none'}{nearest(scale, known)}")
-    scale_path = next(p for folder in folders if (p := folder / "scales" / f"{scale}.yaml").is_file())
-    return [*below, (scale_path, read_yaml(scale_path), SCALE)]
+    return next(p for folder in folders if (p := folder / "scales" / f"{scale}.yaml").is_file())
 
 
 def _sweep_file(sheet: Sheet) -> tuple[SweepFile, Callable[[SweepFile, Sheet], Design]]:

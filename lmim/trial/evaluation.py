@@ -147,9 +147,7 @@ class Evaluation:
     @property
     def epochs(self) -> int:
         """How many it trains."""
-        settings = settings_of(self.protocol, self.sources)
-        epochs = settings["epochs"].neutral if "backbone" in self.needs and "epochs" in settings else 0
-        return int(self.settings.get("epochs", epochs)) if epochs else 0
+        return int(self.settings.get("epochs", 0)) if "backbone" in self.needs else 0
 
     def applies(self, config: Config) -> bool:
         """Whether the config's objective has what the protocol needs; another's trials it does not judge."""

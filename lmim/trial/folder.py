@@ -288,6 +288,12 @@ class TrialFolder:
         files = sorted((self.path / "evaluations").glob("*.json"))
         return [result for result in map(read_result, files) if result is not None]
 
+    def metrics(self) -> dict[str, float]:
+        """The newest of training, and those of every evaluation on the trial's data, by their full names."""
+        version = self.config().data.version or ""
+        judged = [result.metrics for result in self.results() if result.data_version == version]
+        return dict(self.state().metrics) | {name: value for one in judged for name, value in one.items()}
+
     def forget_failures(self) -> None:
         """Drop the evaluations that failed, so that they are missing again."""
         for file in (self.path / "evaluations").glob("*.json"):
