@@ -56,7 +56,8 @@ def test_the_gradient_passes_the_rounding_unchanged() -> None:
     assert through.abs().min() > 0
     torch.testing.assert_close(through, smooth)
     autoencoder = PatchAutoencoder(9, (8, 5), 16)
-    patches = 30 * torch.randn(64, 9)  # far apart: where every patch has the code 0, the decoder's first weights get none
+    # far apart: where every patch has the code 0, the decoder's first weights get no gradient
+    patches = 30 * torch.randn(64, 9)
     loss = (autoencoder.decode(autoencoder.encode(patches)) - patches).square().mean()
     gradients = torch.autograd.grad(loss, [*autoencoder.parameters()])
     assert all(gradient.abs().max() > 0 for gradient in gradients)
