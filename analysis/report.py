@@ -26,6 +26,7 @@ from lmim.command import Parser, exit_code, out_folder
 from lmim.errors import count, listed
 from lmim.files import write_atomic
 from lmim.tracking import default_uri
+from lmim.trial.store import stored
 
 HERE = Path(__file__).parent
 FILES = (
@@ -357,7 +358,8 @@ def _command(arguments: Sequence[str] | None) -> int:
     )
     parser.add_argument("--tracking-uri", help="MLflow's URI (default: sqlite, mlflow.db in --out)")
     given = parser.parse_args(arguments)
-    show(build(given.name, given.scale, given.out, given.tracking_uri), Console())
+    with stored(given.out):
+        show(build(given.name, given.scale, given.out, given.tracking_uri), Console())
     return 0
 
 

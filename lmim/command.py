@@ -7,7 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from lmim.errors import UserError
+from rich.console import Console
+
+from lmim.errors import UserError, redacted
 
 
 class Parser(argparse.ArgumentParser):
@@ -19,7 +21,15 @@ class Parser(argparse.ArgumentParser):
 
 
 def out_folder(text: str) -> Path:
-    """The type of `--out`: a folder, there or yet to be made."""
+    """The type of `--out`: a folder, there or yet to be made; of an object store its mirror, up to date."""
+    if "://" in text:
+        from lmim.trial.store import Store
+
+        with Console(stderr=True).status(f"reading {redacted(text)} ..."):
+            store = Store.open(text)
+            store.pull_rest()
+            store.refresh(now=True)
+        return store.out
     path = Path(text)
     if path.exists() and not path.is_dir():
         raise argparse.ArgumentTypeError(f"expected a folder, found the file {text}")

@@ -9,6 +9,7 @@ from lmim.objectives import Objective, Setup, build
 from lmim.plan import facts
 from lmim.train import checkpoint
 from lmim.trial.folder import TrialFolder
+from lmim.trial.store import Store
 
 
 @dataclass(frozen=True)
@@ -22,14 +23,25 @@ class LoadedTrial:
     """The newest of training, and those of every evaluation, by their full names."""
 
 
+def trial_at(place: str) -> TrialFolder:
+    """The trial in a folder, or in an object store at `<uri>/trials/<id>`."""
+    if "://" in place:
+        uri, _, trial = place.rstrip("/").rpartition("/trials/")
+        return TrialFolder(Store.open(uri).out / "trials", trial)
+    path = Path(place).resolve()
+    return TrialFolder(path.parent, path.name)
+
+
 def load_trial(folder: str | Path) -> LoadedTrial:
-    """Read a trial from `<out>/trials/<id>`; no code is unpickled.
+    """Read a trial from `<out>/trials/<id>`, in a folder or an object store; no code is unpickled.
 
     Raises:
         UserError: there is no such trial, or nothing in it that can be read.
     """
-    path = Path(folder).resolve()
-    trial = TrialFolder(path.parent, path.name)
+    trial = trial_at(str(folder))
+    if trial.store and not trial.locked():
+        trial.store.pull(trial.id)
+        trial.fetch()
     config, state = trial.config(), trial.state()
     try:
         saved = checkpoint.load(trial.checkpoint)

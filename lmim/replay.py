@@ -102,6 +102,8 @@ def _judged(
     config: Config, folder: TrialFolder, run: Run, rows: Sequence[Row], same: bool
 ) -> Iterator[Difference]:
     """Collapse measures and every protocol, on the checkpoint."""
+    if not folder.locked():
+        folder.fetch()
     if not run.restore(folder.checkpoint) and (run.steps or config.imported):
         yield "its checkpoint is gone"
         return

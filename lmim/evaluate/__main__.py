@@ -25,7 +25,7 @@ from lmim.config import Config
 from lmim.data import Dataset, open_dataset
 from lmim.errors import UserError, brief, nearest, show
 from lmim.evaluate import Trained, image_features, judge, patch_features
-from lmim.loading import load_trial
+from lmim.loading import load_trial, trial_at
 from lmim.plan.located_yaml import parse_yaml
 from lmim.plan.record import Other, Record, kept
 from lmim.plan.settings import expectation
@@ -34,6 +34,7 @@ from lmim.train.loop import choose_device, device_name
 from lmim.trial.code import code_digest, code_version, libraries
 from lmim.trial.evaluation import DEFAULT, Evaluation, protocol_of, read_evaluations
 from lmim.trial.folder import TrialFolder
+from lmim.trial.store import stored
 
 ENCODER = (
     "what is judged: the folder of a trial (results/trials/<id>); a checkpoint of Latent MIM's or MAE's "
@@ -107,7 +108,9 @@ def _command(argv: Sequence[str] | None) -> int:
     for error in failed:
         print(f"error: {error}", file=sys.stderr)
     if record:
-        _stand_beside(options, record, given, dataset, metrics, time.monotonic() - begun, device_name(device))
+        with stored(options.out):
+            seconds = time.monotonic() - begun
+            _stand_beside(options, record, given, dataset, metrics, seconds, device_name(device))
     return int(bool(failed))
 
 
@@ -239,7 +242,7 @@ def _open(options: argparse.Namespace) -> Judgeable:
 
         found, settings = LAYOUTS[options.layout](options.encoder, read_arguments(options.model))
         return Judgeable(found, _data(given | {"image_size": settings.data.image_size}, sources), sources)
-    if not Path(options.encoder).is_dir():
+    if "://" not in options.encoder and not Path(options.encoder).is_dir():
         wanted = (
             "expected the folder of a trial, timm:<name>, or a checkpoint with --layout latent_mim or mae"
         )
@@ -249,7 +252,7 @@ def _open(options: argparse.Namespace) -> Judgeable:
         seen = trial.config.data.image_size
         raise UserError(f"--image-size: expected {seen}, as the trial has seen, found {options.image_size}")
     if not given:
-        own = Trained(trial.encoder, trial.config, Path(options.encoder).resolve(), lambda: False)
+        own = Trained(trial.encoder, trial.config, trial_at(options.encoder).path, lambda: False)
         return Judgeable(trial.encoder, trial.config.data, trial.config.sources, trained=own)
     trained = open_dataset(trial.config.data, trial.config.sources)
     statistics = trained.mean, trained.std

@@ -60,10 +60,11 @@ def import_weights(
         raise UserError(f"--scale {scale}: {wanted}, found {config.data.name} of {seen}")
     folder = TrialFolder(out / "trials", config.identity)
     folder.create(config)
-    checkpoint.save(folder.checkpoint, content(config, objective))
-    now = time.time()
-    lived = {"started": now, "finished": now, "code": code_digest(), "commit": code_version()}
-    folder.update(status="done", **lived, **libraries())
+    with folder.lock():
+        checkpoint.save(folder.checkpoint, content(config, objective))
+        now = time.time()
+        lived = {"started": now, "finished": now, "code": code_digest(), "commit": code_version()}
+        folder.update(status="done", **lived, **libraries())
     return folder
 
 

@@ -38,6 +38,7 @@ from lmim.sweep.worker import RESTARTS, record_failure
 from lmim.trial.ending import goes_on
 from lmim.trial.figure import Figure
 from lmim.trial.folder import Busy, State, TrialFolder
+from lmim.trial.store import store_of, stored
 
 if TYPE_CHECKING:
     from lmim.tracking import Tracker
@@ -94,7 +95,10 @@ def parser() -> argparse.ArgumentParser:
         help="print the trials as a JSON array; of a run, in an object with the verdicts",
     )
     parse.add_argument(
-        "--out", type=out_folder, default=Path("results"), help="folder of all results (default: results)"
+        "--out",
+        type=out_folder,
+        default=Path("results"),
+        help="folder of all results, or an object store's, as s3://bucket/results (default: results)",
     )
     parse.add_argument("--tracking-uri", help="MLflow (default: sqlite in --out)")
     where = parse.add_mutually_exclusive_group()
@@ -142,7 +146,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     130: interrupted.
     """
     words = sys.argv[1:] if argv is None else list(argv)
-    return exit_code(lambda: command(parser().parse_args(words), words))
+
+    def run() -> int:
+        args = parser().parse_args(words)
+        with stored(args.out):
+            return command(args, words)
+
+    return exit_code(run)
 
 
 def command(args: argparse.Namespace, words: Sequence[str]) -> int:
@@ -440,6 +450,8 @@ def _round(
         plan = watch(work, plan.sweep, plan.root, tracker, stop, console)
         if not stop.wanted():
             work.result()
+            if (store := store_of(plan.root.parent)) is not None:
+                store.refresh(now=True)
             _close([job for job in jobs if not job.replay], plan.root, begun, rounds)
             _tell_of_memory(jobs, plan.root, begun, console)
     finally:

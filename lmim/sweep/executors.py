@@ -36,6 +36,7 @@ from lmim.sweep.worker import (
 from lmim.trial.ending import Ending
 from lmim.trial.evaluation import Evaluation
 from lmim.trial.folder import Memory, ProcessKilled, TrialFolder
+from lmim.trial.store import store_of
 
 
 @dataclass(frozen=True)
@@ -104,10 +105,14 @@ def _local_gpus() -> int:
 
 @dataclass
 class Stop:
-    """The wish to stop, seen by this process and, through a file on the shared disk, by every worker."""
+    """The wish to stop, seen by this process and, through a file on the shared disk, by every worker.
+
+    Workers that share an object store alone see what `spread` puts there.
+    """
 
     file: Path
     signals: int = 0
+    told: bool = False
 
     def wanted(self) -> bool:
         """Whether someone asked."""
@@ -120,6 +125,12 @@ class Stop:
         # not by print, which the signal may have interrupted
         later = b"Once more: leave at once." if self.signals == 1 else b"Leaving."
         os.write(2, b"\nStopping: the trials save a checkpoint. " + later + b"\n")
+
+    def spread(self) -> None:
+        """Tell those who do not see the file; a signal handler must not wait for a store."""
+        if self.wanted() and not self.told and (store := store_of(self.file.parent)) is not None:
+            store.wish(self.file.name)
+            self.told = True
 
     def listen(self) -> None:
         """Take over Ctrl-C, SIGTERM (also from Ray, whose own handlers exit at once) and Slurm's warning."""
@@ -134,6 +145,8 @@ class Stop:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             signal.signal(signal.SIGUSR1, signal.SIG_DFL)
         self.file.unlink(missing_ok=True)
+        if self.told and (store := store_of(self.file.parent)) is not None:
+            store.unwish(self.file.name)
 
 
 @dataclass(frozen=True)
@@ -277,12 +290,26 @@ def on_ray(
             nodes = tuple(Resources(node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in alive)
             found = Resources(sum(node.cpus for node in nodes), sum(node.gpus for node in nodes), nodes)
         # workers elsewhere must see Tune's folder, so that it lies beside the trials then
-        storage = scratch if address is None else root.parent / f".{scratch.name}"
+        shared = address is not None
+        storage = storage_of(root.parent, f".{scratch.name}") if shared else {"storage_path": str(scratch)}
         yield partial(_fit, root=root, stop=stop, resources=found, limit=limit, storage=storage, say=say)
     finally:
         ray.shutdown()
         for folder in (scratch, root.parent / f".{scratch.name}"):
             shutil.rmtree(folder, ignore_errors=True)
+        if address is not None and (store := store_of(root.parent)) is not None:
+            store.remove(f".{scratch.name}")
+
+
+def storage_of(out: Path, name: str) -> dict[str, Any]:
+    """Where Tune keeps its notes such that every worker sees them: beside the trials."""
+    store = store_of(out)
+    if store is None:
+        return {"storage_path": str(out / name)}
+    from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+    system, base = store.system
+    return {"storage_path": f"{base}/{name}", "storage_filesystem": PyFileSystem(FSSpecHandler(system))}
 
 
 def _fit(
@@ -291,7 +318,7 @@ def _fit(
     stop: Stop,
     resources: Resources,
     limit: int | None,
-    storage: Path,
+    storage: Mapping[str, Any],
     say: Callable[[str], None],
 ) -> None:
     """A new Tuner over an explicit list of trials: `Tuner.restore` would ignore what is new."""
@@ -310,6 +337,7 @@ def _fit(
         share = whole if job.memory else resources.share(config)
         return {
             "root": str(root),
+            "store": store and store.uri,
             "id": job.trial.id,
             "evaluations": [asdict(one) for one in job.evaluations],
             "replay": list(job.replay),
@@ -322,6 +350,7 @@ def _fit(
             "alone": share == whole,
         }
 
+    store = store_of(root.parent)
     part = 1 / _packed(jobs, root.parent, stop, resources, say)
     requests = [request(job, part) for job in jobs]
     logging.getLogger("ray").setLevel(logging.ERROR)
@@ -333,7 +362,7 @@ def _fit(
         tune_config=tune.TuneConfig(reuse_actors=True, max_concurrent_trials=limit),
         run_config=tune.RunConfig(
             name="tune",
-            storage_path=str(storage),
+            **storage,
             stop=Wanted(),
             failure_config=tune.FailureConfig(max_failures=RESTARTS),
             verbose=0,

@@ -138,6 +138,7 @@ def watch(
         while not work.done():
             wait_for([work], timeout=0.5)
             now = time.monotonic()
+            stop.spread()
             if stop.wanted():
                 leave_at = min(leave_at, now + GRACE) if stop.signals == 1 else now
                 if now >= leave_at:

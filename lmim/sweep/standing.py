@@ -14,6 +14,7 @@ from lmim.sweep.executors import Job, local_resources
 from lmim.sweep.studies import suggested
 from lmim.trial.folder import TrialFolder
 from lmim.trial.standing import NOT_COMPARED, Standing, standing
+from lmim.trial.store import store_of
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,8 @@ class Plan:
     @classmethod
     def read(cls, sweep: ablation.Sweep, root: Path, known: Mapping[str, Standing] | None = None) -> "Plan":
         """Look at the folders; what is `known` to be done is not read again."""
+        if (store := store_of(root.parent)) is not None:
+            store.refresh()
         states = {}
         for trial in sweep.planned:
             old = known.get(trial.id) if known else None

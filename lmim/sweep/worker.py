@@ -29,6 +29,7 @@ from lmim.trial.code import code_digest, code_version, libraries
 from lmim.trial.ending import Ending, goes_on
 from lmim.trial.evaluation import Evaluation, Result, write_result
 from lmim.trial.folder import Busy, Memory, ProcessKilled, TrialFolder, signal_name
+from lmim.trial.store import LOOK_SECONDS, Store
 from lmim.variants import place_of
 
 RESTARTS = 3
@@ -163,7 +164,7 @@ def _child(request: Mapping[str, Any], server: int) -> NoReturn:
     try:
         with contextlib.suppress(OSError):  # on another machine it may not be there
             os.chdir(request["cwd"])  # Tune moves its workers elsewhere, and data.path may be relative
-        folder = TrialFolder(Path(request["root"]), request["id"])
+        folder = _folder(request)
         folder.path.mkdir(parents=True, exist_ok=True)
         output = os.open(folder.path / "output.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
@@ -192,6 +193,33 @@ def _child(request: Mapping[str, Any], server: int) -> NoReturn:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def _folder(request: Mapping[str, Any]) -> TrialFolder:
+    """The trial's folder on this machine; of one in an object store, with what the driver has put there."""
+    if not request["store"]:
+        return TrialFolder(Path(request["root"]), request["id"])
+    store = Store.open(request["store"])
+    folder = TrialFolder(store.out / "trials", request["id"])
+    if not folder.locked():
+        store.pull(folder.id)
+    return folder
+
+
+def _halt(request: Mapping[str, Any]) -> Callable[[], bool]:
+    """Whether the driver wants its trials to stop: it leaves a file, or an object, that says so."""
+    file = Path(request["halt"])
+    if not request["store"]:
+        return file.exists
+    store, asked_at, wished = Store.open(request["store"]), 0.0, False
+
+    def halt() -> bool:
+        nonlocal asked_at, wished
+        if not wished and time.monotonic() - asked_at >= LOOK_SECONDS:
+            asked_at, wished = time.monotonic(), store.is_wished(file.name)
+        return wished or file.exists()
+
+    return halt
 
 
 def _watch_parent(server: int, stopping: threading.Event) -> None:
@@ -261,8 +289,7 @@ _SERVERS: dict[bool, _Server] = {}
 
 def run_on_worker(request: dict[str, Any]) -> None:
     """What Ray Tune runs: one trial by this actor's server, restarted when its process dies."""
-    folder = TrialFolder(Path(request["root"]), request["id"])
-    stop = Path(request["halt"]).exists
+    folder, stop = _folder(request), _halt(request)
     gpu = bool(request["share"]["GPU"])
     code = 0
     for _ in range(RESTARTS + 1):

@@ -378,6 +378,7 @@ def train(
         device = choose_device(config)
         _use_cores(config)
         run = Run(config, open_planned(config), device)
+        folder.fetch()
         resumed = run.restore(folder.checkpoint)
         if state.status != "done":
             state = _train(run, folder, resumed, report, stop, ending, begun)

@@ -34,6 +34,7 @@ from lmim.errors import UserError
 from lmim.files import write_atomic
 from lmim.metrics import SECONDS, VAL_NN
 from lmim.trial.evaluation import Evaluation, Result, read_result
+from lmim.trial.store import Leased, Store, store_of
 
 Status = Literal["new", "running", "interrupted", "done", "failed"]
 Outcome = Literal["learned", "collapsed", "diverged", "pruned"]
@@ -44,11 +45,10 @@ Memory = Literal["", "alone", "checkpointing"]
 
 
 class Busy(UserError):
-    """Another process runs this trial; `pid` is that process, if it could be read."""
+    """Another process runs this trial; `holder` says which, as far as it is known."""
 
-    def __init__(self, path: Path, pid: int | None) -> None:
-        super().__init__(f"{path}: the trial is being run by process {pid or '(unknown)'}")
-        self.pid = pid
+    def __init__(self, path: Path, holder: str) -> None:
+        super().__init__(f"{path}: the trial is being run by {holder}")
 
 
 class ProcessKilled(BaseException):
@@ -160,6 +160,11 @@ class TrialFolder:
         """The metrics, one JSON object a line."""
         return self.path / "journal.jsonl"
 
+    @property
+    def store(self) -> Store | None:
+        """The object store that the folder mirrors, if it does."""
+        return store_of(self.root.parent)
+
     def create(self, config: Config) -> None:
         """Make the folder for `config`, or find it made.
 
@@ -182,6 +187,8 @@ class TrialFolder:
             copy = self.path / "sources" / (name if name.endswith(".py") else f"{name}.py")
             copy.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(copy, text)
+        if self.store:
+            self.store.publish(self.id)
 
     def config(self) -> Config:
         """The config that the folder was made for."""
@@ -202,25 +209,33 @@ class TrialFolder:
     def lock(self) -> Iterator[None]:
         """Hold the trial; the kernel lets go when this process dies, however it dies.
 
+        Of one in an object store the folder is brought up to date first, without its checkpoint (`fetch`).
+
         Raises:
             Busy: another process holds it.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / "lock").open("a+") as file:
-            # locked() takes the lock for an instant: a few tries tell it from one who stays
-            for attempt in range(5):
+            # locked() takes the lock for an instant: a few tries tell it from one who stays; a look at what
+            # the store has takes longer
+            tries = 100 if self.store else 5
+            for attempt in range(tries):
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     break
                 except BlockingIOError:
-                    if attempt == 4:
-                        raise Busy(self.path, _read_pid(self.path / "lock")) from None
+                    if attempt == tries - 1:
+                        holder = (self.path / "lock").read_text().strip() or "(unknown)"
+                        raise Busy(self.path, f"process {holder}") from None
                     time.sleep(0.02)
             file.truncate(0)
             file.write(f"{os.getpid()}\n")
             file.flush()
             try:
-                yield
+                with self.store.hold(self.id) if self.store else contextlib.nullcontext():
+                    yield
+            except Leased as error:
+                raise Busy(self.path, str(error)) from None
             finally:
                 # explicit, because a forked child that still lives shares the open file
                 fcntl.flock(file, fcntl.LOCK_UN)
@@ -231,10 +246,15 @@ class TrialFolder:
             with (self.path / "lock").open() as file:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except FileNotFoundError:
-            return False
+            pass
         except BlockingIOError:
             return True
-        return False
+        return self.store is not None and self.store.is_held(self.id)
+
+    def fetch(self) -> None:
+        """Have the checkpoint here, if the trial has one and an object store keeps it."""
+        if self.store:
+            self.store.fetch(self.id)
 
     def state(self) -> State:
         """The newest state; status "new" where there is none.
@@ -310,6 +330,8 @@ class TrialFolder:
     def record_replay(self, found: Replay) -> None:
         """Remember what a replay found."""
         write_atomic(self.path / "replay.json", found.model_dump_json(indent=2) + "\n")
+        if self.store:
+            self.store.publish(self.id)
 
     def append(self, step: int, metrics: Mapping[str, float]) -> None:
         """Add one row to the journal. Steps never decrease (see `rewind`); `sync` makes it durable."""
@@ -419,11 +441,6 @@ def _tail(file: Path, offset: int) -> bytes | None:
 def _to_json(value: float) -> float | str:
     value = float(value)
     return value if math.isfinite(value) else str(value)
-
-
-def _read_pid(file: Path) -> int | None:
-    text = file.read_text().strip()
-    return int(text) if text.isdigit() else None
 
 
 def _first(error: ValueError) -> str:
