@@ -161,7 +161,13 @@ class Store:
         place = self._path(*parts)
         with self._asked() as system:
             found = system.find(place, detail=True)
-        return {path.removeprefix(place).lstrip("/"): version_of(about) for path, about in found.items()}
+        # of a place where nothing is, some say that it is there itself
+        start = f"{place}/"
+        return {
+            path.removeprefix(start): version_of(about)
+            for path, about in found.items()
+            if path.startswith(start)
+        }
 
     def _objects(self, trial: str) -> Objects:
         found = self._find("trials", trial)
