@@ -42,6 +42,7 @@ def _request(tmp_path: Path, folder: TrialFolder, alone: bool, **run: object) ->
     """What the executor asks a worker for."""
     return {
         "root": str(folder.root),
+        "store": None,
         "id": folder.id,
         "evaluations": [asdict(one) for one in read_evaluations(["nn", {"knn": {"k": 3}}])],
         "replay": [],
