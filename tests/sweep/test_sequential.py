@@ -17,6 +17,7 @@ from lmim.sweep.standing import Plan
 from lmim.trial.code import code_digest
 from lmim.trial.folder import TrialFolder
 from tests.sweep.running import TINY, arguments, folders, write
+from tests.sweep.test_budget import plant
 from tests.trial.builders import record
 
 TODO = ("new", "interrupted", "running", "trained")
@@ -221,3 +222,20 @@ def test_the_command_decides_and_then_rests(tmp_path: Path, capsys: pytest.Captu
     assert "95 % confidence sequence, valid however often one looks" in printed
     assert "seeds would decide it at this effect" in printed
     assert {folder.id: folder.state() for folder in folders(file)} == before
+
+
+@pytest.mark.slow
+def test_a_budget_ends_the_seeds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Otherwise the one is overdrawn for want of a verdict, or the other forgets the seeds it asked for."""
+    file = write(tmp_path, seeds="[3]", more="claims: [mse > cosine]\nevaluate: [knn]\n")
+    words = arguments(file, "--serial", "--until-decided", "--max-seeds", "3")
+    assert command.main(arguments(file, "--serial", "--only", "mse")) == 0
+    plant(file, 3600.0)  # by which one more trial can be paid, and two cannot
+    capsys.readouterr()
+    assert command.main([*words, "--budget", "1.5coreh"]) == 3
+    printed = capsys.readouterr().out
+    assert "next: seed 4 for mse, cosine" in printed
+    assert "Missing: 2 trials: mse (seed 4), cosine (seed 4); cost of what is missing: " in printed
+    assert command.main(words) == 0
+    assert "next: seed 5 for mse, cosine" in capsys.readouterr().out
+    assert len(folders(file)) == 9 * 2 + 3 * 2
