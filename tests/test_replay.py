@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from lmim.axes.loss import LOSSES, mse
 from lmim.config import Config, merge
+from lmim.replay import replay
 from lmim.train.loop import train
+from lmim.trial.ending import Collapse, Ending
 from lmim.trial.evaluation import read_evaluations
 from lmim.trial.folder import TrialFolder
 
@@ -100,6 +103,21 @@ def test_what_changes_no_figure_keeps_every_result(trained: Path, tmp_path: Path
     assert all(one is not None and one.difference == "" for one in found), (
         "it speaks for the arm's other seed"
     )
+
+
+def test_a_trial_that_was_ended_early_is_replayed_as_far_as_it_came(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise what a rule has ended would be trained again after each change, or count unseen."""
+    change = {"loss": "mse", "collapse": "joint", "mask.similarity": 0.0, "optim.base_lr": 0.05}
+    config = Config.read(merge(CONFIG, change | {"optim.epochs": 30}))
+    folder = TrialFolder(tmp_path / "trials", config.identity)
+    state = train(config, folder, read_evaluations(), ending=Ending(collapse=Collapse(patience=2)))
+    assert 0 < state.step < state.steps
+    assert state.ended
+    assert replay(folder).difference == ""
+    monkeypatch.setitem(LOSSES, "mse", lambda prediction, target: 1.001 * mse(prediction, target))
+    assert "train/loss is " in replay(folder).difference
 
 
 @pytest.mark.parametrize(
