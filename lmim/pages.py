@@ -64,8 +64,10 @@ def experiment_tags(plan: Record, experiment: str, parent: str, present: Mapping
     judged = [metric.name for one in plan.evaluations for metric in one.metrics.values()]
     found = list(dict.fromkeys([full_name(plan.metric), *judged, RANK_RATIO]))
     tags = [f"tags.`lmim.{name}`" for name in ("arm", "seed", "outcome")]
+    # an arm's mean is over its rows, of which what a search tried is none
+    rows = " AND tags.`lmim.suggestion` IS NULL" if plan.searches else ""
     view = {
-        "searchFilter": f"tags.`mlflow.parentRunId` = '{parent}'",
+        "searchFilter": f"tags.`mlflow.parentRunId` = '{parent}'{rows}",
         "orderByKey": "tags.`mlflow.runName`",
         "orderByAsc": True,
         "selectedColumns": [*(f"metrics.`{name}`" for name in found), *tags],

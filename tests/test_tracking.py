@@ -20,7 +20,7 @@ from lmim import pages
 from lmim.config import Config
 from lmim.errors import UserError
 from lmim.plan.ablation import Arm, load
-from lmim.plan.record import Record, RecordedTrial
+from lmim.plan.record import Record, RecordedSearch, RecordedTrial
 from lmim.tracking import Tracker, connect, default_uri, main, sync
 from lmim.trial.code import code_digest, code_version
 from lmim.trial.ending import Collapse, Ending
@@ -200,6 +200,23 @@ def test_the_experiment_leads_to_its_sweeps(stage: Stage) -> None:
     for key, view in views.items():
         assert view["searchFilter"].endswith(f"'{key.rpartition('.')[2]}'")
         assert "metrics.`eval/knn_top1`" in view["selectedColumns"]
+
+
+def test_a_view_of_a_search_shows_the_rows_alone(stage: Stage) -> None:
+    """The mean of an arm in MLflow would be one over all that its search tried."""
+    row, tried = stage.plan().trials
+    searches = (RecordedSearch(arm="mse", ranges={}, budget=1, metric="knn_top1", better="higher"),)
+    trials = (row, tried.model_copy(update={"suggestion": 0}))
+    plan = stage.plan().model_copy(update={"trials": trials, "searches": searches})
+    for folder in stage.folders.values():
+        folder.update(status="done")
+    Tracker(stage.uri, plan, stage.out).close()
+    experiment = stage.client.get_experiment_by_name("loss")
+    assert experiment is not None
+    (view,) = (json.loads(tag) for key, tag in experiment.tags.items() if "sharedViewState" in key)
+    assert [run.data.tags["lmim.trial_id"] for run in stage.runs(view["searchFilter"])] == [row.id]
+    every = view["searchFilter"].partition(" AND ")[0]
+    assert len(stage.runs(every)) == 2
 
 
 def test_a_protocol_that_is_asked_for_later_is_one_point_more(stage: Stage) -> None:
