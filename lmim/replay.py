@@ -21,7 +21,7 @@ from rich.console import Console
 
 from lmim.command import Parser, exit_code, out_folder
 from lmim.config import Config
-from lmim.errors import cause
+from lmim.errors import UserError, cause, out_of_memory
 from lmim.evaluate import Trained, image_features, judge, patch_features
 from lmim.tokenizer import ensure
 from lmim.train.batches import batches
@@ -39,11 +39,20 @@ Difference = str
 
 
 def replay(folder: TrialFolder, alike: Sequence[TrialFolder] = ()) -> Replay:
-    """Compare today's code with a finished trial; the verdict is remembered there and in those `alike`."""
+    """Compare today's code with a finished trial; the verdict is remembered there and in those `alike`.
+
+    Raises:
+        UserError: there is not enough memory for it, which says nothing of the code.
+    """
     state = folder.state()
     try:
         found = next(differences(folder), "")
     except Exception as error:  # noqa: BLE001  whatever the present code makes of it, that is the difference
+        if out_of_memory(error):
+            raise UserError(
+                f"{folder.path}: out of memory while it was replayed; run again with fewer at a time "
+                "(--max-concurrent), or where there is more"
+            ) from None
         found = f"cannot be replayed ({cause(error)})"
     verdict = Replay(code=code_digest(), commit=code_version(), of=folder.id, difference=found)
     for one in (folder, *alike):

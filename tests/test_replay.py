@@ -9,9 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from torch import Tensor
 
 from lmim.axes.loss import LOSSES, mse
 from lmim.config import Config, merge
+from lmim.errors import UserError
 from lmim.replay import replay
 from lmim.train.loop import train
 from lmim.trial.ending import Collapse, Ending
@@ -118,6 +120,20 @@ def test_a_trial_that_was_ended_early_is_replayed_as_far_as_it_came(
     assert replay(folder).difference == ""
     monkeypatch.setitem(LOSSES, "mse", lambda prediction, target: 1.001 * mse(prediction, target))
     assert "train/loss is " in replay(folder).difference
+
+
+def test_running_out_of_memory_is_no_other_code(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that is full would put every result out of the table."""
+
+    def full(prediction: Tensor, target: Tensor) -> Tensor:
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
+
+    found = [TrialFolder(trained / "trials", path.name) for path in (trained / "trials").iterdir()]
+    (folder,) = (one for one in found if one.config().section("loss").kind == "mse")
+    monkeypatch.setitem(LOSSES, "mse", full)
+    with pytest.raises(UserError, match="out of memory while it was replayed"):
+        replay(folder)
+    assert folder.replayed() is None
 
 
 @pytest.mark.parametrize(
