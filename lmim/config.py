@@ -190,6 +190,10 @@ class Run(Section):
     many trials share one as its memory and their throughput are good for, which the sweep measures first."""
     cpus: PositiveInt = 1
     """Cores that each process takes."""
+    stall_timeout: NonNegative = 0.0
+    """Seconds without a row, a checkpoint, a result or output after which a trial's process is taken to hang
+    and killed; the trial goes on from its checkpoint. 0 waits for ever. It has to be longer than `log_every`
+    steps, a compilation and the slowest protocol take. A sweep with --serial watches nobody."""
     checkpointing: bool = False
     """Whether blocks are computed again in the backward pass and not kept: the same digits, less memory, a
     slower step. A trial that runs out of memory with a GPU to itself goes on like this without being told."""

@@ -348,6 +348,7 @@ def _fit(
             "run": job.run(gpus),
             "share": share,
             "alone": share == whole,
+            "stall": config.run.stall_timeout,
         }
 
     store = store_of(root.parent)

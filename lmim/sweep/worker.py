@@ -34,6 +34,8 @@ from lmim.variants import place_of
 
 RESTARTS = 3
 """How often a trial whose process died goes on from its checkpoint before it counts as failed."""
+HUNG = -1000
+"""What stands for the exit code of a process that was killed because it hung: no signal's."""
 GRACE = 20.0
 """Seconds that trials get to checkpoint when the sweep is stopped."""
 
@@ -137,11 +139,42 @@ def serve() -> None:
         child = os.fork()
         if child == 0:
             _child(json.loads(request), server)
-        print(_wait(child, requests), file=replies, flush=True)
+        print(_wait(child, requests, _Stall.of(json.loads(request))), file=replies, flush=True)
 
 
-def _wait(child: int, requests: BinaryIO) -> int:
-    """The child's exit code, negative for a signal."""
+@dataclass
+class _Stall:
+    """Whether a trial hangs: whether nothing in its folder has changed for `seconds`, if that is asked."""
+
+    folder: Path
+    seconds: float
+    seen: frozenset[tuple[str, int, int]] = frozenset()
+    since: float = 0.0
+    look_at: float = 0.0
+
+    @classmethod
+    def of(cls, request: Mapping[str, Any]) -> "_Stall":
+        root = Store.open(request["store"]).out / "trials" if request["store"] else Path(request["root"])
+        return cls(root / request["id"], request["stall"], since=time.monotonic())
+
+    def over(self) -> bool:
+        """Whether it is over the time; looks a hundred times in it, and once a second at most."""
+        now = time.monotonic()
+        if not self.seconds or now < self.look_at:
+            return False
+        self.look_at = now + min(1.0, self.seconds / 100)
+        found = set()
+        for path in self.folder.rglob("[!.]*"):
+            with contextlib.suppress(FileNotFoundError):  # gone meanwhile
+                about = path.stat()
+                found.add((str(path), about.st_size, about.st_mtime_ns))
+        if found != self.seen:
+            self.seen, self.since = frozenset(found), now
+        return now - self.since > self.seconds
+
+
+def _wait(child: int, requests: BinaryIO, stall: _Stall) -> int:
+    """The child's exit code, negative for a signal; `HUNG` where it had to be killed for that."""
     kill_at = math.inf
     listening = True
     while True:
@@ -150,6 +183,10 @@ def _wait(child: int, requests: BinaryIO) -> int:
             return os.waitstatus_to_exitcode(status)
         if time.monotonic() > kill_at:
             os.kill(child, signal.SIGKILL)
+        elif stall.over():
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            return HUNG
         if not listening:
             time.sleep(0.02)
         elif select.select([requests], [], [], 0.02)[0]:
@@ -302,15 +339,24 @@ def run_on_worker(request: dict[str, Any]) -> None:
         if code >= 0:
             break
     if code and not stop():
-        died = (
-            f"died {RESTARTS + 1} times, last by {signal_name(-code)}" if code < 0 else f"exited with {code}"
-        )
-        error = f"the trial's process {died}; see {folder.path / 'output.txt'}"
+        error = f"the trial's process {_died(code, request['stall'])}; see {folder.path / 'output.txt'}"
         evaluations = [Evaluation(**one) for one in request["evaluations"]]
         if -code == signal.SIGKILL and not request["replay"]:  # as the kernel does where memory is full
             record_out_of_memory(folder, error, evaluations, request["alone"])
         else:
             record_failure(folder, error, evaluations)
+
+
+def _died(code: int, stall: float) -> str:
+    """How it ended, when it did so once more than it may.
+
+    >>> _died(-9, 0.0), _died(HUNG, 600.0)
+    ('died 4 times, last by SIGKILL', 'hung or died 4 times, last for 600 s (run.stall_timeout)')
+    """
+    times = f"{RESTARTS + 1} times, last"
+    if code == HUNG:
+        return f"hung or died {times} for {stall:g} s (run.stall_timeout)"
+    return f"died {times} by {signal_name(-code)}" if code < 0 else f"exited with {code}"
 
 
 def record_out_of_memory(

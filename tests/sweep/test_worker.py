@@ -53,6 +53,7 @@ def _request(tmp_path: Path, folder: TrialFolder, alone: bool, **run: object) ->
         "run": run,
         "share": {"CPU": 1.0, "GPU": 0.0},
         "alone": alone,
+        "stall": 0.0,
     }
 
 
@@ -104,6 +105,47 @@ def test_a_trial_that_is_killed_again_and_again_fails_with_the_cause(tmp_path: P
     assert state.status == "failed"
     assert state.error is not None
     assert "SIGKILL" in state.error
+
+
+HANGING = """
+import os, signal
+from pathlib import Path
+from torch.nn.functional import mse_loss
+
+steps = 0
+
+
+def loss(prediction, target):
+    global steps
+    steps += 1
+    if steps == 3 and TIMES > len(HERE.read_text()):
+        with HERE.open("a") as file:
+            file.write("x")
+        os.kill(os.getpid(), signal.SIGSTOP)
+    return mse_loss(prediction, target)
+"""
+"""The loss of a trial whose process stops at its third step, so many times."""
+
+
+@pytest.mark.parametrize("times", [1, pytest.param(9, marks=pytest.mark.slow)])
+def test_a_trial_that_hangs_goes_on_from_its_checkpoint(times: int, tmp_path: Path) -> None:
+    """Otherwise a dead mount or a driver's bug holds a slot, and the sweep, for ever."""
+    (here := tmp_path / "here").touch()
+    text = HANGING.replace("TIMES", str(times)).replace("HERE", f"Path({str(here)!r})")
+    (tmp_path / "hanging.py").write_text(text)
+    (trial,) = load(
+        write(tmp_path, arms='["hanging.py:loss"]', seeds="[0]"), sets=[*TINY, "optim.epochs=8"]
+    ).trials
+    folder = TrialFolder(tmp_path / "trials", trial.id)
+    folder.create(trial.config)
+    (state,) = _on_worker(tmp_path, [_request(tmp_path, folder, True) | {"stall": 10.0}])
+    if times > worker.RESTARTS:
+        assert len(here.read_text()) == worker.RESTARTS + 1
+        assert (state.status, state.memory) == ("failed", ""), "it is not for want of memory"
+        assert "hung or died 4 times, last for 10 s (run.stall_timeout); see " in (state.error or "")
+    else:
+        assert len(here.read_text()) == times
+        assert (state.status, state.step, state.rewinds) == ("done", 16, times), "it went on"
 
 
 LIMITED = """
