@@ -20,6 +20,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 from lmim import pages
 from lmim.command import Parser, exit_code, out_folder
@@ -103,7 +104,7 @@ def connect(uri: str) -> "MlflowClient":
     for name, level in (("alembic", logging.WARNING), ("urllib3.connectionpool", logging.ERROR)):
         logging.getLogger(name).setLevel(level)
     try:
-        _write_ahead(uri)
+        _prepare(uri)
         return MlflowClient(uri)
     except ImportError as error:
         package = DRIVERS.get(error.name or "", error.name)
@@ -578,8 +579,8 @@ def _changed(old: dict[str, str], new: dict[str, str]) -> dict[str, str]:
     return {key: value for key, value in new.items() if old.get(key) != value}
 
 
-def _write_ahead(uri: str) -> None:
-    """Let MLflow's UI read while we write; the mode stays with the database file."""
+def _prepare(uri: str) -> None:
+    """Let MLflow's UI read a database while we write (its file remembers it); follow a folder that moved."""
     if not uri.startswith("sqlite:"):
         return
     file = uri.removeprefix("sqlite:///")
@@ -589,8 +590,36 @@ def _write_ahead(uri: str) -> None:
     connection = sqlite3.connect(file)
     try:
         connection.execute("PRAGMA journal_mode=WAL")
+        with connection:
+            _follow(connection, Path(file).resolve().parent)
     finally:
         connection.close()
+
+
+def _follow(database: sqlite3.Connection, folder: Path) -> None:
+    """Name the artifacts that lie beside a database as lying there: MLflow keeps where they were first.
+
+    Else those of a results folder that was moved or copied are missed, and new ones written to where it was.
+    """
+    if not database.execute("SELECT 1 FROM sqlite_master WHERE name = 'experiments'").fetchone():
+        return
+    kept = database.execute("SELECT experiment_id, artifact_location FROM experiments").fetchall()
+    for experiment, location in kept:
+        above, _, name = (location or "").rpartition("/artifacts/")
+        here = f"{folder.as_uri()}/artifacts/{name}"
+        if (
+            above.startswith("file://")
+            and here != location
+            and (folder / "artifacts" / unquote(name)).is_dir()
+        ):
+            database.execute(
+                "UPDATE experiments SET artifact_location = ? WHERE experiment_id = ?", (here, experiment)
+            )
+            database.execute(
+                "UPDATE runs SET artifact_uri = ? || substr(artifact_uri, ?) "
+                "WHERE experiment_id = ? AND substr(artifact_uri, 1, ?) = ?",
+                (f"{here}/", len(location) + 2, experiment, len(location) + 1, f"{location}/"),
+            )
 
 
 if __name__ == "__main__":

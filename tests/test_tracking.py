@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from lmim.trial.ending import Collapse, Ending
 from lmim.trial.evaluation import Evaluation, read_evaluations
 from lmim.trial.folder import Replay, TrialFolder
 from tests.mlflow_server import Server, new_database, serving
+from tests.sweep.running import REPOSITORY
 from tests.trial.builders import record
 
 if TYPE_CHECKING:
@@ -200,6 +202,35 @@ def test_the_experiment_leads_to_its_sweeps(stage: Stage) -> None:
     for key, view in views.items():
         assert view["searchFilter"].endswith(f"'{key.rpartition('.')[2]}'")
         assert "metrics.`eval/knn_top1`" in view["selectedColumns"]
+
+
+ANOTHER = """
+import sys
+from pathlib import Path
+from lmim.tracking import connect, default_uri
+client = connect(default_uri(Path(sys.argv[1])))
+print(Path(client.download_artifacts(sys.argv[2], "plan.json")).read_text())
+client.log_artifact(sys.argv[2], sys.argv[3])
+"""
+"""Reads an artifact and adds one: in a process of its own, for MLflow remembers where a run's are."""
+
+
+def test_a_results_folder_that_was_moved_has_its_artifacts(tmp_path: Path, empty_database: bytes) -> None:
+    """They would be missed in MLflow, and new ones be written to where the folder was."""
+    (first := tmp_path / "a b").mkdir()
+    (first / "mlflow.db").write_bytes(empty_database)
+    stage = Stage(first, default_uri(first))
+    plan = stage.plan()
+    Tracker(stage.uri, plan, first).close()
+    run = stage.parent().info.run_id
+    moved = Path(shutil.move(first, tmp_path / "c"))
+    (tmp_path / "new").write_text("new")
+    words = [sys.executable, "-c", ANOTHER, str(moved), run, str(tmp_path / "new")]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    printed = subprocess.run(words, env=environment, check=True, capture_output=True, text=True).stdout
+    assert Record.model_validate_json(printed) == plan
+    assert [path.parts[-6] for path in tmp_path.rglob("artifacts/new")] == ["c"]
+    assert not first.exists()
 
 
 def test_a_view_of_a_search_shows_the_rows_alone(stage: Stage) -> None:
