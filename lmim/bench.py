@@ -365,12 +365,12 @@ def gaps(starts: Sequence[float], ends: Sequence[float], workers: int) -> list[f
 def _command(words: Sequence[str]) -> float:
     """Seconds that the sweep command takes."""
     environment = os.environ | {"PYTHONPATH": str(SWEEP.parent.parent)}
-    begun = time.time()
+    begun = time.monotonic()
     command = [sys.executable, "-m", "lmim.sweep", *words]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
         raise UserError(f"lmim.sweep exited with {done.returncode}: {done.stdout[-999:]}{done.stderr[-999:]}")
-    return time.time() - begun
+    return time.monotonic() - begun
 
 
 def machine() -> Json:

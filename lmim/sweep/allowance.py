@@ -25,7 +25,8 @@ class Allowance:
 
     shares: Mapping[str, Share]
     until: float | None = None
-    """Of a budget of the clock: when it ends, in Unix seconds."""
+    """Of a budget of the clock: when it ends, in Unix seconds, on which hosts agree. Where a clock is set
+    meanwhile, a trial may start that should not, or not start; the driver ends it, the next round knows."""
     left: float | None = None
     """Of one of cores or GPUs: what the round began with, in seconds."""
 
@@ -52,9 +53,7 @@ class Allowance:
         return sum(self._used(root, one) * share.rate for one, share in self.shares.items())
 
     def over(self, root: Path) -> bool:
-        """Whether there is nothing left."""
-        if self.until is not None:
-            return time.time() >= self.until
+        """Whether there is nothing left of a budget of cores or GPUs."""
         return self.left is not None and self.spent(root) >= self.left
 
     def _used(self, root: Path, trial: str) -> float:

@@ -86,7 +86,8 @@ class Purse:
 
     budget: Budget
     machine: cost.Machine
-    began: float = field(default_factory=time.time)
+    began: float = field(default_factory=time.monotonic)
+    """By a clock that nobody sets."""
     spent: float = 0.0
     """By the rounds that are over, in seconds of cores or GPUs."""
     expired: bool = False
@@ -94,7 +95,7 @@ class Purse:
 
     def left(self) -> float:
         """In seconds, of the clock or of what it is a budget of."""
-        gone = time.time() - self.began if self.budget.kind == "wall" else self.spent
+        gone = time.monotonic() - self.began if self.budget.kind == "wall" else self.spent
         return self.budget.seconds - gone
 
     def fits(self, found: cost.Estimate | None) -> bool:
@@ -111,7 +112,7 @@ class Purse:
             for trial, seconds in zip(trials, needs, strict=True)
         }
         if self.budget.kind == "wall":
-            return Allowance(shares, until=self.began + self.budget.seconds)
+            return Allowance(shares, until=time.time() + self.left())
         return Allowance(shares, left=self.left())
 
     @contextlib.contextmanager
@@ -121,7 +122,7 @@ class Purse:
 
         def watch() -> None:
             while not over.wait(0.5):
-                if round.over(root):
+                if self.left() <= 0 if self.budget.kind == "wall" else round.over(root):
                     self.expired = True
                     ask()
                     return

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from lmim.trial.code import code_digest
 from lmim.trial.folder import TrialFolder
 from tests.mlflow_server import new_database, serving
 from tests.sweep.running import (
+    REPOSITORY,
     TINY,
     alive,
     arguments,
@@ -536,3 +538,36 @@ def test_a_ladder_without_a_winner_says_so(tmp_path: Path, capsys: pytest.Captur
             folder.update(status="done", outcome="diverged", code=code_digest())
     assert command.main(arguments(file)) == 1
     assert "the winner of a stage or of a search waits for it" in capsys.readouterr().out
+
+
+JUMPING = """
+import itertools, time
+now, calls = time.time, itertools.count()
+time.time = lambda: now() + 86_400 * (next(calls) // 7 % 3 - 1)
+"""
+
+
+@pytest.mark.slow
+def test_a_clock_that_jumps_changes_nothing(tmp_path: Path) -> None:
+    """A clock that is set, or a host that wakes, would end a budget, or have a trial taken for dead."""
+    file = write(tmp_path, seeds="[0]")
+    run(arguments(file, "--serial"))
+    undisturbed = table_of(file)
+    (jumping := tmp_path / "jumping").mkdir()
+    (jumping / "sitecustomize.py").write_text(JUMPING)
+    other = write(jumping, seeds="[0]")
+    paths = os.pathsep.join([str(jumping), str(REPOSITORY)])
+    command = [sys.executable, "-m", "lmim.sweep", *arguments(other, "--serial", "--budget", "3h")]
+    done = subprocess.run(
+        command, env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert max(abs(row.time - time.time()) for one in folders(other) for row in one.rows()[0]) > 80_000
+    assert table_of(other) == undisturbed
+    assert all(one.state().seconds < 3600 for one in folders(other))
+
+
+def table_of(file: Path) -> list[dict[str, str]]:
+    """A sweep's table, without what depends on the machine's pace."""
+    with (reported(file) / "table.csv").open() as lines:
+        return [{k: v for k, v in line.items() if "hours" not in k} for line in csv.DictReader(lines)]
