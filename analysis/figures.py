@@ -30,6 +30,8 @@ GREY = "#6b6b6b"
 SMALL: Any = {"fontsize": 7.5, "color": GREY}
 
 CURVES = ("train/loss", "collapse/rank", "collapse/image_cosine")
+MOST = 100
+"""Arms that a figure shows: each trial's curves are asked for, and a picture has its greatest height."""
 
 STYLE: Any = {
     "font.family": "DejaVu Sans",
@@ -63,8 +65,15 @@ def styles(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
     return found
 
 
+def first(rows: Sequence[Row], note: str = "") -> tuple[Sequence[Row], str]:
+    """The rows that a figure has room for, and its note, which says so where there are more."""
+    more = f"; the first {MOST} of {len(rows)} arms" if len(rows) > MOST else ""
+    return rows[:MOST], note + more
+
+
 def comparison(results: Results, rows: Sequence[Row]) -> Figure:
     """A line an arm, a panel a metric: the mean on its 95 % t-interval, below it a point for each seed."""
+    rows, note = first(rows, "Diamond: mean on its 95 % t-interval; small points: seeds; grey: baselines")
     with mpl.rc_context(STYLE):
         metrics = [key for key in results.metrics if key != RANK_RATIO][:2]
         metrics += [RANK_RATIO] if RANK_RATIO in results.metrics else []
@@ -85,7 +94,6 @@ def comparison(results: Results, rows: Sequence[Row]) -> Figure:
         panels[0].set_ylim(bottom, -0.6)
         for tick, row in zip(panels[0].get_yticklabels(), rows, strict=True):
             tick.set(color=GREY if row.baseline else "#111111", style="italic" if row.baseline else "normal")
-        note = "Diamond: mean on its 95 % t-interval; small points: seeds; grey: baselines"
         figure.supxlabel(_note(results, note, figure), x=0.012, ha="left", **SMALL)
         _title(figure, results)
         return figure
@@ -166,6 +174,7 @@ def training(results: Results, rows: Sequence[Row], curves: Curves) -> Figure:
 
     A mean ends where its shortest seed ends, so that a diverged seed does not bend it.
     """
+    rows, note = first(rows, "Thick: mean over seeds, up to where the shortest ends; thin: seeds")
     with mpl.rc_context(STYLE):
         keys = [key for key in CURVES if any(len(line) > 1 for line in curves.get(key, {}).values())]
         drawn = {run for key in keys for run, line in curves[key].items() if len(line) > 1}
@@ -188,7 +197,6 @@ def training(results: Results, rows: Sequence[Row], curves: Curves) -> Figure:
         if not keys:
             panels[0].text(0.5, 0.5, "no curves in MLflow", **SMALL, ha="center", va="center")
             panels[0].set_axis_off()
-        note = "Thick: mean over seeds, up to where the shortest ends; thin: seeds"
         explained(figure, results, {row.arm: looks[row.arm] for row in shown}, note)
         return figure
 

@@ -116,7 +116,9 @@ def _write(report: Report, uri: str) -> None:
         write_atomic(folder / "trials.csv", table.trials_csv(found))
         _json(folder / "verdicts.json", verdicts(report))
         stage("training curves")
-        curves = results.curves(uri, found.trials, figures.CURVES)
+        drawn_arms = {row.arm for row in figures.first(rows)[0]}
+        trials = [trial for trial in found.trials if trial.arm in drawn_arms]
+        curves = results.curves(uri, trials, figures.CURVES)
         stage("figures")
         figures.save(figures.comparison(found, rows), folder / "comparison")
         figures.save(figures.training(found, rows, curves), folder / "training")

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -161,7 +162,14 @@ class Results:
 
     def of(self, arm: str) -> list[Trial]:
         """The trials of an arm that count."""
-        return [trial for trial in self.trials if trial.arm == arm]
+        return list(self._of.get(arm, ()))
+
+    @cached_property
+    def _of(self) -> Mapping[str, Sequence[Trial]]:
+        found: dict[str, list[Trial]] = {}
+        for trial in self.trials:
+            found.setdefault(trial.arm, []).append(trial)
+        return found
 
     def label(self, metric: str) -> str:
         """A metric's name for people, with its unit: `k-NN top-1 (%)`; of an unknown one, its own words."""
@@ -178,7 +186,7 @@ class Results:
         """The commit that gave the digits of a trial that counts again; empty where its code trained it."""
         return (self.commit or self.code) if self.code not in ("", trial.code) else ""
 
-    @property
+    @cached_property
     def metrics(self) -> tuple[str, ...]:
         """The sweep's metric, then the other eval/* metrics, then the effective rank."""
         found = {key for trial in self.trials for key in trial.metrics}

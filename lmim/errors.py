@@ -87,8 +87,10 @@ def redacted(text: str) -> str:
 
     >>> redacted("no https://me:s@cret@host/mlflow there")
     'no https://host/mlflow there'
+    >>> redacted("postgresql:///mlflow?user=me&password=secret&host=/run")
+    'postgresql:///mlflow?user=me&password=...&host=/run'
     """
-    return re.sub(r"(?<=://)[^/\s]*@", "", text)
+    return re.sub(r"(?<=[?&]password=)[^&\s]*", "...", re.sub(r"(?<=://)[^/\s]*@", "", text))
 
 
 def brief(error: Exception) -> str:

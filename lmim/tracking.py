@@ -11,6 +11,7 @@ import contextlib
 import getpass
 import json
 import logging
+import math
 import os
 import sqlite3
 import sys
@@ -55,7 +56,7 @@ DRIVERS = {"psycopg": "'psycopg[binary]'", "psycopg2": "psycopg2-binary", "MySQL
 """What to install for a database's module, where that is not the module's own name."""
 FIGURES = "lmim.figures"
 """The tag that names what a run has under figures/; a name says what is in the file."""
-METRICS_PER_BATCH = 900  # MLflow takes 1000 metrics, and 1000 of metrics and tags together
+METRICS_PER_BATCH = 800  # MLflow takes 1000 of metrics, params and tags together
 PAIRS_PER_BATCH = 90  # and 100 params, or tags
 
 
@@ -71,11 +72,15 @@ class _Child:
     rewinds: int = 0
     last: dict[str, int] = field(default_factory=dict)
     """The newest step of each metric: a point at or before it is there already."""
+    new: bool = False
+    """Made by this process, and so empty at first."""
     read_back: bool = False
     judged: set[str] = field(default_factory=set)
     """The metrics that are there, of which an evaluation has one point each."""
     data: set[tuple[str, str]] = field(default_factory=set)
     """Name and version of the datasets that are named as its input."""
+    over: tuple[tuple[int, int], ...] = ()
+    """Of a trial that is over, the files of which MLflow was told all; see `_stamp`."""
 
 
 def default_uri(out: Path) -> str:
@@ -156,6 +161,10 @@ class Tracker:
         self._data: set[tuple[str, str]] = set()
         self._experiment = ""
         self._children: dict[str, _Child] = {}
+        self._left: list[RecordedTrial] = []
+        """What a feed had no time for, the next one last."""
+        self._seen: dict[str, str] = {}
+        """How each trial stood when it was last fed."""
         self._silent_until = 0.0
         self._warned: set[str] = set()
 
@@ -173,20 +182,35 @@ class Tracker:
         write_atomic(self.plan.file(self.out), text)
         return text
 
-    def feed(self) -> bool:
-        """Bring MLflow up to date with the folders; False if it could not be reached."""
+    @property
+    def behind(self) -> bool:
+        """Whether the last feed had no time for all trials."""
+        return bool(self._left)
+
+    def feed(self, seconds: float = math.inf) -> bool:
+        """Bring MLflow up to date with the folders; False if it could not be reached.
+
+        With so many `seconds`, as far as they reach, a trial at least: the next such feed goes on from there.
+        """
+        until = time.monotonic() + seconds
         if time.monotonic() < self._silent_until:
             return False
         try:
             if self._parent is None:
                 self._connect()
-            for trial in _once(self.plan.trials):
+            if not self._left or seconds == math.inf:
+                self._left = _once(self.plan.trials)[::-1]
+            late = False
+            while self._left and not late:
+                trial = self._left.pop()
                 try:
-                    self._feed(trial)
+                    self._seen[trial.id] = self._feed(trial)
                 except UserError as error:  # one damaged folder must not hold up the others
+                    self._seen[trial.id] = "failed"
                     self._warn(str(error))
+                late = time.monotonic() >= until
         except self._failures as error:
-            self._parent = None  # what arrived is unknown: read it back
+            self._parent, self._left = None, []  # what arrived is unknown: read it back
             self._silent_until = time.monotonic() + self.retry_seconds
             self._warn(
                 f"MLflow at {redacted(self.uri)} takes nothing ({brief(error)}); training goes on, and "
@@ -202,7 +226,7 @@ class Tracker:
         if not self.feed() or self._parent is None:
             return False
         try:
-            self._finish(self._parent, self._overall())
+            self._finish(self._parent, _overall(set(self._seen.values())))
         except self._failures as error:
             self._warn(f"MLflow at {redacted(self.uri)} takes nothing ({brief(error)})")
             return False
@@ -251,7 +275,7 @@ class Tracker:
             self._client.set_experiment_tag(self._experiment, key, value)
         self.plan = plan.since(self._recorded(parent.info.run_id))
         self._client.log_text(parent.info.run_id, self._keep(), "plan.json")
-        if self._overall() != "FINISHED" and parent.info.status != "RUNNING":
+        if parent.info.status != "RUNNING" and _overall(set(map(self._status, plan.trials))) != "FINISHED":
             self._client.update_run(parent.info.run_id, status="RUNNING")
 
         self._children = {}
@@ -301,15 +325,19 @@ class Tracker:
             if not token:
                 return
 
-    def _feed(self, trial: RecordedTrial) -> None:
+    def _feed(self, trial: RecordedTrial) -> str:
+        """Tell MLflow of one trial; how it stands."""
         folder = self._folder(trial.id)
+        child = self._children.get(trial.id)
+        stamp = _stamp(folder)
+        if child is not None and child.over and child.over == stamp:
+            return self._seen[trial.id]
         # before the rows: a trial that is done has written all of them
         stands = self._standing(folder, trial)
         state = stands.state
         if state.status == "new":
-            return
+            return "new"
         born = folder.born()
-        child = self._children.get(trial.id)
         if child is not None and (
             (born and child.tags.get("lmim.born", repr(born)) != repr(born))
             or (child.tags.get("lmim.ended") and not state.ended)
@@ -320,12 +348,12 @@ class Tracker:
             child = None
         if child is None:
             child = self._children[trial.id] = self._create(trial, state)
+        params: dict[str, str] = {}
         if "lmim.fed" not in child.tags:  # made just now, or by a feed that was cut off here
-            have = self._client.get_run(child.run).data.params
+            have = {} if child.new else self._client.get_run(child.run).data.params
             params = {key: str(value) for key, value in folder.config().flat().items()}
             # logged once: MLflow refuses to change a param
-            missing = {key: value for key, value in params.items() if key not in have}
-            log_batches(self._client, child.run, params=missing)
+            params = {key: value for key, value in params.items() if key not in have}
         if not child.data:  # made just now, or by a version that did not name them
             self._name_data(child, folder, trial.data_version)
         points, offset = self._points(child, folder, stands)
@@ -334,9 +362,14 @@ class Tracker:
         if born:
             tags["lmim.born"] = repr(born)
         changed = _changed(child.tags, {k: v for k, v in tags.items() if v or k in child.tags})
-        log_batches(self._client, child.run, points, tags=changed)
+        log_batches(self._client, child.run, points, params, changed)
         child.tags |= changed
+        self._tell_status(child, stands)
+        child.over = stamp if stands.status in ("done", "failed") else ()
+        return stands.status
 
+    def _tell_status(self, child: _Child, stands: Standing) -> None:
+        state = stands.state
         status = {"running": "RUNNING", "done": "FINISHED", "failed": "FAILED"}.get(stands.status, "KILLED")
         if status == child.status:
             return
@@ -406,7 +439,7 @@ class Tracker:
             self._experiment, start_time=int(state.started * 1000) if state.started else None, tags=tags
         )
         child = _child(run)
-        child.read_back = True  # it is empty
+        child.new = child.read_back = True
         return child
 
     def _name_data(self, child: _Child, folder: TrialFolder, version: str) -> None:
@@ -429,24 +462,11 @@ class Tracker:
             child.last[name] = max((point.step for point in history), default=-1)
         child.read_back = True
 
-    def _overall(self) -> str:
-        """The parent's status, from all folders."""
-        words = set()
-        for trial in self.plan.trials:
-            folder = self._folder(trial.id)
-            try:
-                words.add(self._standing(folder, trial).status)
-            except UserError:
-                words.add("failed")
-        for word, status in (
-            ("running", "RUNNING"),
-            ("interrupted", "KILLED"),
-            ("trained", "KILLED"),
-            ("new", "SCHEDULED"),
-        ):
-            if word in words:
-                return status
-        return "FAILED" if "failed" in words else "FINISHED"
+    def _status(self, trial: RecordedTrial) -> str:
+        try:
+            return self._standing(self._folder(trial.id), trial).status
+        except UserError:
+            return "failed"
 
     def _finish(self, run: str, status: str) -> None:
         info = self._client.get_run(run).info
@@ -517,13 +537,14 @@ def log_batches(
     metrics = [Metric(*point) for point in points]
     pairs = [Param(key, value) for key, value in params.items()]
     marks = [RunTag(key, value) for key, value in tags.items()]
-    for start in range(0, len(pairs), PAIRS_PER_BATCH):
+    rest = max(len(pairs) - 1, 0) // PAIRS_PER_BATCH * PAIRS_PER_BATCH
+    for start in range(0, rest, PAIRS_PER_BATCH):
         client.log_batch(run, params=pairs[start : start + PAIRS_PER_BATCH])
     last = max(len(metrics) - 1, 0) // METRICS_PER_BATCH * METRICS_PER_BATCH
     for start in range(0, last, METRICS_PER_BATCH):
         client.log_batch(run, metrics=metrics[start : start + METRICS_PER_BATCH])
-    if metrics or marks:
-        client.log_batch(run, metrics=metrics[last:], tags=marks[:PAIRS_PER_BATCH])
+    if metrics or pairs or marks:
+        client.log_batch(run, metrics[last:], pairs[rest:], marks[:PAIRS_PER_BATCH])
     for start in range(PAIRS_PER_BATCH, len(marks), PAIRS_PER_BATCH):
         client.log_batch(run, tags=marks[start : start + PAIRS_PER_BATCH])
 
@@ -550,7 +571,30 @@ def _datasets(run: "Run") -> set[tuple[str, str]]:
     return {(one.dataset.name, one.dataset.digest) for one in inputs}
 
 
-def _once(trials: Sequence[RecordedTrial]) -> Iterable[RecordedTrial]:
+def _overall(words: set[str]) -> str:
+    """The parent's status, from those of all trials."""
+    for word, status in (
+        ("running", "RUNNING"),
+        ("interrupted", "KILLED"),
+        ("trained", "KILLED"),
+        ("new", "SCHEDULED"),
+    ):
+        if word in words:
+            return status
+    return "FAILED" if "failed" in words else "FINISHED"
+
+
+def _stamp(folder: TrialFolder) -> tuple[tuple[int, int], ...]:
+    """What changes whenever something is written of a trial that is over."""
+    stamps = []
+    for name in ("state.json", "journal.jsonl", "evaluations", "figures", "replay.json"):
+        with contextlib.suppress(FileNotFoundError):
+            found = (folder.path / name).stat()
+            stamps.append((found.st_ino, found.st_mtime_ns))
+    return tuple(stamps)
+
+
+def _once(trials: Sequence[RecordedTrial]) -> list[RecordedTrial]:
     """Each run in the plan: a trial that stands in several arms has one, named for the first of them."""
     return list({trial.id: trial for trial in reversed(trials)}.values())[::-1]
 

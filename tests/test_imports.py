@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = (
-    ("lmim.bench", "lmim.chaos"),
+    ("lmim.bench", "lmim.chaos", "lmim.scaling"),
     ("lmim.sweep", "lmim.figures.__main__"),
     ("lmim.analysis",),
     (

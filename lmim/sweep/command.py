@@ -19,6 +19,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -31,7 +32,7 @@ from lmim.errors import UserError, count, fail, listed, redacted
 from lmim.plan import ablation, cost, record, tokenizers
 from lmim.sweep import budget, sequential, studies
 from lmim.sweep.budget import Purse, read_budget
-from lmim.sweep.executors import Job, Stop, local_resources, on_ray, serial
+from lmim.sweep.executors import Executor, Job, Stop, local_resources, on_ray, serial
 from lmim.sweep.screen import cost_line, saving, say, show_plan, summary, watch
 from lmim.sweep.standing import Plan, cost_of, machine_of
 from lmim.sweep.worker import RESTARTS, record_failure
@@ -61,6 +62,8 @@ def conclude(plan: Plan, out: Path, uri: str, console: Console, as_json: bool) -
 
 MISSING = ("new", "interrupted", "running", "trained")
 """How trials stand that are to run."""
+DISK_WAITS = 16
+"""How many files are waited for at a time until they are on the disk."""
 DESCRIPTION = (
     "Bring a sweep up to date: run what is missing. --only and --seeds choose what runs now; the report has "
     "whatever is done of the file's arms, with its seeds and those given, and names what is not."
@@ -196,7 +199,12 @@ def command(args: argparse.Namespace, words: Sequence[str]) -> int:
     stop = Stop(out / f".stop-{os.getpid()}-{secrets.token_hex(4)}")
     runs = bool(plan.missing(todo) or plan.stale() or any(search.left for search in plan.searches()))
     if runs:
-        plan = bring_up_to_date(plan, args, uri, todo, stop, console, purse)
+        cluster = (
+            serial(root, stop)
+            if args.serial
+            else on_ray(root, stop, args.address, args.max_concurrent, args.dashboard, partial(say, console))
+        )
+        plan = bring_up_to_date(plan, args, uri, todo, stop, console, cluster, purse)
         if stop.signals > (purse.expired if purse else 0):
             console.print(
                 f"Interrupted: {summary(plan)}. To go on:\n  {_again(words)}",
@@ -314,6 +322,7 @@ def bring_up_to_date(
     todo: Sequence[str],
     stop: Stop,
     console: Console,
+    cluster: AbstractContextManager[Executor],
     purse: Purse | None = None,
 ) -> Plan:
     """Run what is missing, then compare what other code made with today's; how the sweep stands then."""
@@ -323,11 +332,6 @@ def bring_up_to_date(
     stop.listen()
     note = "" if args.serial else "; starting Ray"
     console.print(f"{plan.sweep.name} at scale {plan.sweep.scale}: {summary(plan)}{note}", highlight=False)
-    cluster = (
-        serial(root, stop)
-        if args.serial
-        else on_ray(root, stop, args.address, args.max_concurrent, args.dashboard, partial(say, console))
-    )
     replayed: set[str] = set()
     nothing = contextlib.nullcontext()
     tries: Counter[str] = Counter()  # of a trial that is trained: how often it was to be judged
@@ -503,9 +507,15 @@ def _open_tracker(uri: str, sweep: ablation.Sweep, out: Path) -> "Tracker":
 
 def _prepare(jobs: Sequence[Job], plan: Plan) -> frozenset[str]:
     """Make the trials' folders, from which workers read what to do; forget failures that are tried again."""
+
+    def create(job: Job) -> None:
+        TrialFolder(plan.root, job.trial.id).create(job.trial.config)
+
+    with ThreadPoolExecutor(DISK_WAITS) as pool:  # each waits for the disk
+        for _ in pool.map(create, jobs):
+            pass
     for job in jobs:
         folder = TrialFolder(plan.root, job.trial.id)
-        folder.create(job.trial.config)
         if plan.states[folder.id].status == "interrupted":
             with contextlib.suppress(Busy), folder.lock():
                 if goes_on(folder.state(), folder, job.ending):

@@ -1,6 +1,7 @@
 """Where trials run: one after the other in this process, or on Ray Tune. The only file that imports Ray."""
 
 import contextlib
+import importlib.util
 import json
 import logging
 import math
@@ -21,7 +22,7 @@ from types import FrameType
 from typing import Any
 
 from lmim.config import Config, merge
-from lmim.errors import UserError, brief
+from lmim.errors import UserError, brief, redacted
 from lmim.plan import ablation
 from lmim.sweep import packing
 from lmim.sweep.allowance import Allowance
@@ -244,7 +245,12 @@ def on_ray(
     """Ray Tune, on a cluster of our own that lets no stranger in, or on the one that was named.
 
     `say` is told how many trials share a GPU, and why.
+
+    Raises:
+        UserError: the cluster does not answer, or the dashboard is not installed.
     """
+    if dashboard and not address and not importlib.util.find_spec("aiohttp_cors"):  # which it alone brings
+        raise UserError("--dashboard: Ray's dashboard is not installed; pip install 'ray[default]'")
     place = address and answering(address)
     scratch = Path(tempfile.mkdtemp(prefix="lmim-", dir="/tmp" if os.path.isdir("/tmp") else None))
     found = local_resources()
@@ -265,6 +271,9 @@ def on_ray(
         }
     import ray
 
+    words = " ".join(sys.orig_argv)
+    if (harmless := redacted(words)) != words:  # Ray's dashboard tells everyone how its driver was called
+        ray._raylet.setproctitle(harmless)  # type: ignore[attr-defined]
     own: dict[str, Any] = {
         "include_dashboard": dashboard,
         "num_cpus": math.floor(found.cpus),
@@ -323,6 +332,12 @@ def _fit(
 ) -> None:
     """A new Tuner over an explicit list of trials: `Tuner.restore` would ignore what is new."""
     from ray import tune
+    from ray.tune.execution import class_cache
+
+    # Tune would send the object store's keys to its workers, through a log and the dashboard
+    class_cache.ENV_VARS_TO_PROPAGATE.difference_update(
+        [name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")]
+    )
 
     class Wanted(tune.Stopper):
         def __call__(self, trial_id: str, result: Mapping[str, Any]) -> bool:

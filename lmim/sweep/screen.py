@@ -26,6 +26,7 @@ from lmim.trial.standing import Standing
 if TYPE_CHECKING:
     from lmim.tracking import Tracker
 
+LOOK_EVERY = 0.5
 FEED_EVERY = 2.0
 LINE_EVERY = 15.0
 SHOWN = 40
@@ -130,13 +131,13 @@ def watch(
     console: Console,
 ) -> Plan:
     """Feed MLflow and show the trials until the work is over; when a stop is wanted, not much longer."""
-    plan = Plan.read(sweep, root)
+    plan, pause = Plan.read(sweep, root), LOOK_EVERY
     fed, lined = 0.0, time.monotonic()
     leave_at = math.inf
     live = Live(trial_table(plan, running_only=True), console=console, auto_refresh=False, transient=True)
     with live if console.is_terminal else contextlib.nullcontext():
         while not work.done():
-            wait_for([work], timeout=0.5)
+            wait_for([work], timeout=0.0 if tracker.behind else pause)
             now = time.monotonic()
             stop.spread()
             if stop.wanted():
@@ -144,8 +145,10 @@ def watch(
                 if now >= leave_at:
                     break
             plan = Plan.read(sweep, root, plan.states)
-            if now - fed >= FEED_EVERY:
-                tracker.feed()
+            # of thousands of folders it takes a core's time, which is the trials'
+            pause = max(LOOK_EVERY, 4 * (time.monotonic() - now))
+            if tracker.behind or now - fed >= FEED_EVERY:
+                tracker.feed(FEED_EVERY)
                 fed = time.monotonic()
             if console.is_terminal:
                 live.update(trial_table(plan, running_only=True), refresh=True)

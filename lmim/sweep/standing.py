@@ -72,6 +72,8 @@ class Plan:
 
         A ladder's stage that is over names the next one's trials, a search that is over those of its arm.
         """
+        if not self.sweep.selects:
+            return self
         # what failed, or is in no table, cannot win: its stage has no winner before it is run again
         name = self.sweep.selection
         counts = {key: s for key, s in self.states.items() if s.status == "done" and not s.excluded}

@@ -38,6 +38,11 @@ HUNG = -1000
 """What stands for the exit code of a process that was killed because it hung: no signal's."""
 GRACE = 20.0
 """Seconds that trials get to checkpoint when the sweep is stopped."""
+WITHHELD = (
+    "RAY_AUTH_TOKEN",
+    *(f"MLFLOW_TRACKING_{name}" for name in ("USERNAME", "PASSWORD", "TOKEN")),
+)
+"""Of the environment: a trial has no business with the cluster, nor with MLflow."""
 
 
 # ---------------------------------------------------------------- one trial, in a process of its own
@@ -275,8 +280,7 @@ def environment(gpu: bool) -> dict[str, str]:
     """What a process of a worker's own is started with."""
     package = str(Path(__file__).resolve().parents[2])
     paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
-    secret = ("RAY_AUTH_TOKEN",)  # a trial has no business with the cluster
-    found = {key: value for key, value in os.environ.items() if key not in secret}
+    found = {key: value for key, value in os.environ.items() if key not in WITHHELD}
     found["PYTHONPATH"] = os.pathsep.join(paths)
     found["OMP_NUM_THREADS"] = found["MKL_NUM_THREADS"] = "1"
     if not gpu:  # num_gpus=0 would leave every GPU in sight

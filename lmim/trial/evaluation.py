@@ -6,6 +6,7 @@ An evaluation has an identity of its own, so that a protocol is added to old tri
 training any again. Imports no torch.
 """
 
+import functools
 import hashlib
 import json
 import re
@@ -163,7 +164,7 @@ class Evaluation:
             "settings": self.changed,
             "split": self.split,
             "data": self.version or data_version,
-            "sources": {file: variants.digest(text) for file, text in self.sources.items()},
+            "sources": {file: _digest(text) for file, text in self.sources.items()},
         }
         canonical = json.dumps(used, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:8]
@@ -221,9 +222,19 @@ def read_evaluations(
     return tuple(found)
 
 
-def settings_of(protocol: str, sources: Mapping[str, str]) -> dict[str, variants.Setting]:
+def settings_of(protocol: str, sources: Mapping[str, str]) -> Mapping[str, variants.Setting]:
     """The settings that an entry of `evaluate` may give: the protocol's own, then those of every protocol."""
+    file = protocol.partition(":")[0]
+    return _settings(protocol, file, sources.get(file))
+
+
+@functools.cache  # asked for each trial of a sweep, and read from the source
+def _settings(protocol: str, file: str, text: str | None) -> Mapping[str, variants.Setting]:
+    sources = {} if text is None else {file: text}
     return dict(variants.describe("evaluate", protocol, sources).settings) | EVERY
+
+
+_digest = functools.cache(variants.digest)
 
 
 def checked(name: str, given: Mapping[str, Any], settings: Mapping[str, variants.Setting]) -> dict[str, Any]:

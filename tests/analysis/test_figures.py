@@ -81,3 +81,13 @@ def test_chance_is_drawn_where_it_is_near() -> None:
     panels = drawn({})["comparison"].axes
     marked = [any(text.get_text() == "chance" for text in panel.texts) for panel in panels]
     assert marked == [True, True, False], "two accuracies and a rank"
+
+
+def test_a_figure_of_many_arms_has_the_first_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise a picture of a thousand arms is too large to be drawn, and there is no report at all."""
+    monkeypatch.setattr(figures, "MOST", 2)
+    for name, figure in drawn({}).items():
+        texts = {text.get_text().replace("\n", " ") for text in figure.findobj(Text)}
+        assert {"mse", "cosine"} <= texts, name
+        assert "patch_discrimination" not in texts, name
+        assert any("the first 2 of 5 arms" in text for text in texts), name

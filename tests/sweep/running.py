@@ -44,9 +44,9 @@ def reported(file: Path) -> Path:
     return folder
 
 
-def start(words: list[str]) -> subprocess.Popen[str]:
-    """The command in a process of its own."""
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+def start(words: list[str], **given: str) -> subprocess.Popen[str]:
+    """The command in a process of its own, with what its environment is given besides."""
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)} | given
     return subprocess.Popen(
         [sys.executable, "-m", "lmim.sweep", *words],
         stdout=subprocess.PIPE,

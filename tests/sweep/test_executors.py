@@ -1,5 +1,6 @@
 """Where trials run: what they may take, how they are stopped, and who is let in."""
 
+import importlib.util
 import os
 import signal
 import socket
@@ -116,6 +117,16 @@ def test_a_cluster_that_is_gone_is_said_in_one_line(
             answering("auto")
     assert str(caught.value).startswith(f"--address auto: no Ray cluster answers at {place} (")
     assert "\n" not in str(caught.value)
+
+
+def test_a_dashboard_that_is_not_installed_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise --dashboard ends in Ray's traceback."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with (
+        pytest.raises(UserError, match=r"--dashboard: .*not installed; pip install 'ray\[default\]'"),
+        executors.on_ray(tmp_path, Stop(tmp_path / "stop"), None, None, dashboard=True),
+    ):
+        pytest.fail("it was started")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
