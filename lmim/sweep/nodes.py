@@ -20,6 +20,9 @@ from typing import Any
 from lmim.sweep.worker import environment
 from lmim.trial.folder import STORE
 
+PATIENCE = 10.0
+"""Seconds in which a trial's other processes must have ended when it has."""
+
 
 @contextlib.contextmanager
 def placed(request: Mapping[str, Any]) -> Iterator[str]:
@@ -85,6 +88,8 @@ def _keep(begin: Callable[[int, int], Any], size: int, store: Any, over: threadi
             store.set(f"{team}/code {rank}", str(int(code)))
             running[begin(rank, team + 1)] = rank, team + 1
     for answer in running:
+        ray.cancel(answer)  # an interrupt, at which the process is killed
+    for answer in ray.wait([*running], num_returns=len(running), timeout=PATIENCE)[1]:
         ray.cancel(answer, force=True)
 
 
