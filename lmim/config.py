@@ -184,7 +184,9 @@ class Run(Section):
     checkpoint_seconds: NonNegative = 30.0
     """Seconds between two checkpoints at least."""
     processes: PositiveInt = 1
-    """Processes that share the micro-batches of each step (data parallel), on one machine."""
+    """Processes that share the micro-batches of each step (data parallel)."""
+    placement: Literal["machine", "cluster"] = "machine"
+    """Where they run: all on one machine, or on as few of the cluster's as have room for them (--address)."""
     gpus: Positive | Literal["auto"] = 1.0
     """The part of a GPU that each process takes where there are any; all of it if there are several. auto: as
     many trials share one as its memory and their throughput are good for, which the sweep measures first."""

@@ -32,7 +32,7 @@ from lmim.errors import UserError, count, fail, listed, redacted
 from lmim.plan import ablation, cost, record, tokenizers
 from lmim.sweep import budget, sequential, studies
 from lmim.sweep.budget import Purse, read_budget
-from lmim.sweep.executors import Executor, Job, Stop, local_resources, on_ray, serial
+from lmim.sweep.executors import Executor, Job, Stop, bundles_of, local_resources, on_ray, serial
 from lmim.sweep.screen import cost_line, saving, say, show_plan, summary, watch
 from lmim.sweep.standing import Plan, cost_of, machine_of
 from lmim.sweep.worker import RESTARTS, record_failure
@@ -430,6 +430,11 @@ def _check(plan: Plan, args: argparse.Namespace, todo: Sequence[str]) -> Sequenc
     """
     jobs = plan.missing(todo)
     plan.sweep.check_data([job.trial for job in jobs])
+    if store_of(plan.root.parent) and any(bundles_of(job.trial.config) > 1 for job in jobs):
+        fail(
+            plan.sweep.where("run.placement"),
+            "processes of a trial on several nodes read its folder, which all must see: give --out a folder",
+        )
     if args.address is None:
         resources = local_resources()
         for job in jobs:

@@ -1,4 +1,7 @@
-"""Where trials run: one after the other in this process, or on Ray Tune. The only file that imports Ray."""
+"""Where trials run: one after the other in this process, or on Ray Tune.
+
+Only this file and `nodes.py` import Ray.
+"""
 
 import contextlib
 import importlib.util
@@ -24,7 +27,7 @@ from typing import Any
 from lmim.config import Config, merge
 from lmim.errors import UserError, brief, redacted
 from lmim.plan import ablation
-from lmim.sweep import packing
+from lmim.sweep import nodes, packing
 from lmim.sweep.allowance import Allowance
 from lmim.sweep.worker import (
     RESTARTS,
@@ -47,14 +50,15 @@ class Resources:
     cpus: float
     gpus: float
     nodes: tuple["Resources", ...] = ()
-    """Of a cluster: a trial runs on one of them."""
+    """Of a cluster: a trial runs on one of them, unless its `run.placement` is the cluster."""
 
     def share(
         self, config: Config, place: Callable[[str], str] = str, alone: bool = False
     ) -> dict[str, float]:
-        """What one trial takes; `place` says where a key was set.
+        """What a trial takes on a machine: all of it, or one process of those that the cluster spreads.
 
-        `alone`: each process with a GPU to itself, or where there is none all cores of a machine.
+        `place` says where a key was set. `alone`: each process with a GPU to itself, or where there is none,
+        and all are on one machine, all of its cores.
 
         Raises:
             UserError: it can never be met; Ray would wait for ever.
@@ -63,7 +67,8 @@ class Resources:
         on_cpu = run.device == "cpu" or (run.device == "auto" and not self.gpus)
         part = 1.0 if alone else run.gpu_share
         gpus, cpus = 0.0 if on_cpu else part * run.processes, float(run.cpus * run.processes)
-        if alone and on_cpu:
+        bundles = bundles_of(config)
+        if alone and on_cpu and bundles == 1:
             cpus = float(math.floor(max(node.cpus for node in self.nodes or (self,))))
         if gpus > self.gpus:
             key = "run.processes" if run.processes > 1 else "run.device"
@@ -77,12 +82,24 @@ class Resources:
                 f"{place('run.cpus')}: a trial asks for {cpus:g} cores (run.cpus x run.processes), more than "
                 f"the {self.cpus:g} found"
             )
-        if self.nodes and not any(gpus <= node.gpus and cpus <= node.cpus for node in self.nodes):
+        share = {"CPU": cpus / bundles, "GPU": gpus / bundles}
+        if sum(node.room(share) for node in self.nodes or (self,)) < bundles:
+            where = "one machine" if bundles == 1 else "as many machines as hold them whole"
             raise UserError(
-                f"{place('run.processes')}: a trial asks for {gpus:g} GPUs and {cpus:g} cores on one machine "
+                f"{place('run.processes')}: a trial asks for {gpus:g} GPUs and {cpus:g} cores on {where} "
                 "of the cluster, and none has as many"
             )
-        return {"CPU": cpus, "GPU": gpus}
+        return share
+
+    def room(self, share: Mapping[str, float]) -> int:
+        """How many such shares fit on this machine."""
+        has = {"CPU": self.cpus, "GPU": self.gpus}
+        return min(math.floor(has[name] / much) for name, much in share.items() if much)
+
+
+def bundles_of(config: Config) -> int:
+    """In how many parts Ray places a trial."""
+    return config.run.processes if config.run.placement == "cluster" else 1
 
 
 def local_resources() -> Resources:
@@ -362,6 +379,7 @@ def _fit(
             "cwd": os.getcwd(),
             "run": job.run(gpus),
             "share": share,
+            "bundles": bundles_of(config),
             "alone": share == whole,
             "stall": config.run.stall_timeout,
         }
@@ -372,7 +390,10 @@ def _fit(
     logging.getLogger("ray").setLevel(logging.ERROR)
     tuner = tune.Tuner(
         tune.with_resources(
-            _trainable, lambda config: tune.PlacementGroupFactory([config["trial"]["share"]])
+            _trainable,
+            lambda config: tune.PlacementGroupFactory(
+                [config["trial"]["share"]] * config["trial"]["bundles"], strategy="PACK"
+            ),
         ),
         param_space={"trial": tune.grid_search(requests)},
         tune_config=tune.TuneConfig(reuse_actors=True, max_concurrent_trials=limit),
@@ -457,5 +478,5 @@ def _crowd(question: Mapping[str, Any]) -> str:
 
 
 def _trainable(config: dict[str, Any]) -> dict[str, Any]:
-    run_on_worker(config["trial"])
+    run_on_worker(config["trial"], nodes.placed)
     return {"over": True}

@@ -16,6 +16,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -28,7 +29,7 @@ from lmim.sweep.allowance import Allowance
 from lmim.trial.code import code_digest, code_version, libraries
 from lmim.trial.ending import Ending, goes_on
 from lmim.trial.evaluation import Evaluation, Result, write_result
-from lmim.trial.folder import Busy, Memory, ProcessKilled, TrialFolder, signal_name
+from lmim.trial.folder import RENDEZVOUS, Busy, Memory, ProcessKilled, TrialFolder, signal_name
 from lmim.trial.store import LOOK_SECONDS, Store
 from lmim.variants import place_of
 
@@ -208,6 +209,8 @@ def _child(request: Mapping[str, Any], server: int) -> NoReturn:
             os.chdir(request["cwd"])  # Tune moves its workers elsewhere, and data.path may be relative
         folder = _folder(request)
         folder.path.mkdir(parents=True, exist_ok=True)
+        if request["rendezvous"]:
+            os.environ[RENDEZVOUS] = request["rendezvous"]
         output = os.open(folder.path / "output.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(output, 1)
@@ -328,7 +331,16 @@ _SERVERS: dict[bool, _Server] = {}
 """This actor's server: with GPU or without."""
 
 
-def run_on_worker(request: dict[str, Any]) -> None:
+Placed = Callable[[Mapping[str, Any]], AbstractContextManager[str]]
+"""Keeps a trial's processes on other machines, and says where they wait; empty where it has none."""
+
+
+def nowhere(request: Mapping[str, Any]) -> AbstractContextManager[str]:
+    """All of a trial's processes are on this machine."""
+    return contextlib.nullcontext("")
+
+
+def run_on_worker(request: dict[str, Any], placed: Placed = nowhere) -> None:
     """What Ray Tune runs: one trial by this actor's server, restarted when its process dies."""
     folder, stop = _folder(request), _halt(request)
     gpu = bool(request["share"]["GPU"])
@@ -337,7 +349,8 @@ def run_on_worker(request: dict[str, Any]) -> None:
         if stop():
             return
         server = _SERVERS.get(gpu) or _SERVERS.setdefault(gpu, _Server.start(gpu))
-        code = server.run(request, stop)
+        with placed(request) as rendezvous:
+            code = server.run(request | {"rendezvous": rendezvous}, stop)
         if server.process.poll() is not None:
             del _SERVERS[gpu]
         if code >= 0:

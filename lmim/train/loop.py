@@ -45,7 +45,7 @@ from lmim.train.optimiser import parameter_groups
 from lmim.trial.code import code_digest, code_version, libraries
 from lmim.trial.ending import Ending, goes_on
 from lmim.trial.evaluation import Evaluation, Result, write_result
-from lmim.trial.folder import State, TrialFolder
+from lmim.trial.folder import RENDEZVOUS, State, TrialFolder
 
 NEAREST = 2048
 """Test images among which nearest neighbours are looked for: of 512 the accuracy is too uncertain to tell."""
@@ -65,7 +65,8 @@ def choose_device(config: Config) -> torch.device:
         raise UserError("run.device: cuda is asked for, but this machine shows no GPU; use run.device=auto")
     if not available or config.run.device == "cpu":
         return torch.device("cpu")
-    if config.run.processes > torch.cuda.device_count():
+    # replicas that others have placed see their own GPU alone
+    if config.run.processes > torch.cuda.device_count() and RENDEZVOUS not in os.environ:
         raise UserError(
             f"run.processes: {config.run.processes} take a GPU each, but this machine shows "
             f"{torch.cuda.device_count()}: ask for fewer"
@@ -463,7 +464,8 @@ def _train(
     end: End = "trained"
     if run.progress.step < run.steps:
         gpus = run.device.type == "cuda"
-        with processes.with_replicas(config.run.processes, gpus, _replica, config, folder, resumed):
+        where = str(folder.root), folder.id, resumed
+        with processes.with_replicas(config.run.processes, gpus, replica, *where):
             end = _steps(run, stop, over, note, save)
     if end == "interrupted":
         return journal.set(status="interrupted", step=run.progress.step, seconds=keep_time())
@@ -561,12 +563,14 @@ def _steps(run: Run, stop: Stop, over: Stop, note: Callable[..., None], save: Ca
     return "trained"
 
 
-def _replica(team: processes.Team, rank: int, config: Config, folder: TrialFolder, resumed: bool) -> None:
+def replica(team: processes.Team, rank: int, root: str, id: str, resumed: bool) -> None:
     """What the other processes of a trial do: the same steps, with their part of each batch."""
+    folder = TrialFolder(Path(root), id)
+    config = folder.config()
     _use_cores(config)
     device = choose_device(config)
     if device.type == "cuda":
-        torch.cuda.set_device(rank)
+        torch.cuda.set_device(rank % torch.cuda.device_count())
     run = Run(config, open_planned(config), device)
     if resumed:
         run.go_on_from(checkpoint.load(folder.checkpoint))

@@ -42,6 +42,8 @@ UNJUDGED = ("diverged", "pruned")
 """Outcomes that no protocol is asked about."""
 Memory = Literal["", "alone", "checkpointing"]
 """What a trial that ran out of memory is given: a GPU, or the cores, to itself; then checkpointing too."""
+RENDEZVOUS = "LMIM_RENDEZVOUS"
+"""The environment variable with HOST:PORT of the store where a trial meets whose replicas others start."""
 
 
 class Busy(UserError):
