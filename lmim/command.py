@@ -28,7 +28,7 @@ def out_folder(text: str) -> Path:
         with Console(stderr=True).status(f"reading {redacted(text)} ..."):
             store = Store.open(text)
             store.pull_rest()
-            store.refresh(now=True)
+            store.refresh(patience=0.0)
         return store.out
     path = Path(text)
     if path.exists() and not path.is_dir():

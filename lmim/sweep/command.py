@@ -39,7 +39,7 @@ from lmim.sweep.worker import RESTARTS, record_failure
 from lmim.trial.ending import goes_on
 from lmim.trial.figure import Figure
 from lmim.trial.folder import Busy, State, TrialFolder
-from lmim.trial.store import store_of, stored
+from lmim.trial.store import PUSH_SECONDS, store_of, stored
 
 if TYPE_CHECKING:
     from lmim.tracking import Tracker
@@ -460,7 +460,7 @@ def _round(
         if not stop.wanted():
             work.result()
             if (store := store_of(plan.root.parent)) is not None:
-                store.refresh(now=True)
+                store.refresh(patience=2 * PUSH_SECONDS)
             _close([job for job in jobs if not job.replay], plan.root, begun, rounds)
             _tell_of_memory(jobs, plan.root, begun, console)
     finally:

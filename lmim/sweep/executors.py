@@ -147,8 +147,9 @@ class Stop:
     def spread(self) -> None:
         """Tell those who do not see the file; a signal handler must not wait for a store."""
         if self.wanted() and not self.told and (store := store_of(self.file.parent)) is not None:
-            store.wish(self.file.name)
-            self.told = True
+            with contextlib.suppress(UserError):  # it does not answer: the next time
+                store.wish(self.file.name)
+                self.told = True
 
     def listen(self) -> None:
         """Take over Ctrl-C, SIGTERM (also from Ray, whose own handlers exit at once) and Slurm's warning."""
@@ -164,7 +165,8 @@ class Stop:
             signal.signal(signal.SIGUSR1, signal.SIG_DFL)
         self.file.unlink(missing_ok=True)
         if self.told and (store := store_of(self.file.parent)) is not None:
-            store.unwish(self.file.name)
+            with contextlib.suppress(UserError):  # it does not answer, and what is left there harms nobody
+                store.unwish(self.file.name)
 
 
 @dataclass(frozen=True)
@@ -324,7 +326,8 @@ def on_ray(
         for folder in (scratch, root.parent / f".{scratch.name}"):
             shutil.rmtree(folder, ignore_errors=True)
         if address is not None and (store := store_of(root.parent)) is not None:
-            store.remove(f".{scratch.name}")
+            with contextlib.suppress(UserError):  # it does not answer
+                store.remove(f".{scratch.name}")
 
 
 def storage_of(out: Path, name: str) -> dict[str, Any]:

@@ -74,6 +74,10 @@ class Leased(Exception):
     """Another process holds the trial, or took it over; says which."""
 
 
+class Gone(UserError):
+    """Something is not there: a bucket, or what a holder left, since its follower has left as much."""
+
+
 @dataclass(frozen=True)
 class Beat:
     """A lease that was seen."""
@@ -148,7 +152,8 @@ class Store:
         except (FileExistsError, UserError):
             raise
         except Exception as error:  # noqa: BLE001  each file system has classes of its own
-            raise UserError(
+            kind = Gone if isinstance(error, FileNotFoundError) else UserError
+            raise kind(
                 f"--out {redacted(self.uri)}: {brief(error)}; what it lacks is kept in {self.out} and goes "
                 "there when the same command runs again"
             ) from None
@@ -200,7 +205,13 @@ class Store:
         A folder that is ahead, as its process died before it had copied all, stays so, unless another
         process has gone on with the trial meanwhile.
         """
-        self._pull(trial, self._objects(trial))
+        for tries in range(5):
+            try:
+                self._pull(trial, self._objects(trial))
+                return
+            except Gone:  # one holder followed another while it was read
+                if tries == 4:
+                    raise
 
     def fetch(self, trial: str) -> None:
         """Have the checkpoint that goes with a folder which is up to date."""
@@ -424,14 +435,35 @@ class Store:
 
     # ------------------------------------------------------------------------------ the whole sweep
 
-    def refresh(self, now: bool = False) -> None:
+    def refresh(self, patience: float | None = None) -> None:
         """Bring the trials that nobody here works on up to date, without their checkpoints.
 
-        Unless it must be `now`, at most every few seconds, and for a tenth of the time.
+        At most every few seconds, and for a tenth of the time; a store that does not answer is asked again
+        later. With `patience` it is done now, and within so many seconds.
+
+        Raises:
+            UserError: it is not done within them.
         """
         begun = time.monotonic()
-        if begun < self._look_at and not now:
+        if patience is None and begun < self._look_at:
             return
+        while True:
+            try:
+                self._refresh()
+                took = time.monotonic() - begun
+                self._look_at = time.monotonic() + max(LOOK_SECONDS, 10 * took)
+            except UserError as error:
+                if patience is None:
+                    log.warning("%s", error)
+                    self._look_at = time.monotonic() + PUSH_SECONDS
+                elif time.monotonic() - begun >= patience:
+                    raise
+                else:
+                    time.sleep(1)
+                    continue
+            return
+
+    def _refresh(self) -> None:
         found = trials_of(self._find("trials"))
         changed = [trial for trial, there in found.items() if there != self._known.get(trial)]
         with ThreadPoolExecutor(AT_ONCE) as pool:
@@ -446,8 +478,6 @@ class Store:
             shutil.rmtree(aside, ignore_errors=True)
             folder.rename(aside)
         self._known = {trial: there for trial, there in found.items() if looked.get(trial, True)}
-        took = time.monotonic() - begun
-        self._look_at = time.monotonic() + max(LOOK_SECONDS, 10 * took)
 
     def _look(self, trial: str, there: Objects) -> bool:
         """Bring a trial's folder up to date, if no process here works on it."""
@@ -456,7 +486,10 @@ class Store:
         with (folder / "lock").open("a+b") as file:
             if not _lock(file):
                 return False
-            self._pull(trial, there)
+            try:
+                self._pull(trial, there)
+            except Gone:  # since the store was listed
+                return False
         return True
 
     def pull_rest(self) -> None:

@@ -80,7 +80,7 @@ def ended(process: subprocess.Popen[str], code: int = 0) -> str:
 
 
 def trials(store: Store) -> list[TrialFolder]:
-    store.refresh(now=True)
+    store.refresh(patience=0.0)
     root = store.out / "trials"
     return [TrialFolder(root, path.name) for path in sorted(root.glob("[!.]*"))]
 

@@ -114,7 +114,7 @@ def test_what_one_machine_leaves_another_finds(tmp_path: Path) -> None:
         train(folder, 3)
         (folder.path / "evaluations").mkdir()
         (folder.path / "evaluations" / "nn.json").write_text("{}")
-    there.refresh(now=True)
+    there.refresh(patience=0.0)
     other = TrialFolder(there.out / "trials", folder.id)
     assert (other.config(), other.state(), steps_of(other)) == (CONFIG, folder.state(), [1, 2, 3])
     assert not other.checkpoint.exists(), "of 10,000 trials a driver must not fetch 10,000 checkpoints"
@@ -151,7 +151,7 @@ def test_who_lives_is_waited_for(tmp_path: Path) -> None:
         other = trial_on(machine(tmp_path / "b"))
         with pytest.raises(Busy, match=f"run by process {process.pid} on "), other.lock():
             pass
-        machine(tmp_path / "b").refresh(now=True)
+        machine(tmp_path / "b").refresh(patience=0.0)
         assert other.locked()
         process.communicate("\n", timeout=60)
     with other.lock():
@@ -175,7 +175,7 @@ def test_on_the_same_machine_nobody_waits_for_the_dead(tmp_path: Path) -> None:
     with holder(tmp_path / "a", "ahead") as process:
         process.kill()
     folder = trial_on(machine(tmp_path / "a"))
-    machine(tmp_path / "a").refresh(now=True)
+    machine(tmp_path / "a").refresh(patience=0.0)
     assert not folder.locked()
     with folder.lock():
         assert folder.state().step == 5
@@ -195,7 +195,7 @@ def test_who_was_given_up_and_comes_back_spoils_nothing(tmp_path: Path) -> None:
         _, told = process.communicate("\n", timeout=60)
     assert "another process took it over" in told
     store = machine(tmp_path / "c")
-    store.refresh(now=True)
+    store.refresh(patience=0.0)
     third = TrialFolder(store.out / "trials", CONFIG.identity)
     third.fetch()
     assert (third.state().step, steps_of(third), third.checkpoint.read_text()) == (5, [1, 2, 3, 4, 5], "5")
@@ -265,7 +265,7 @@ def test_what_somebody_deletes_in_the_store_is_trained_again(tmp_path: Path) -> 
     with folder.lock():
         train(folder, 3, "done")
     store.remove(f"trials/{folder.id}")
-    store.refresh(now=True)
+    store.refresh(patience=0.0)
     assert folder.state().status == "new"
     assert (folder.root / f".{folder.id}.deleted" / "checkpoint.pt").exists()
 
@@ -317,5 +317,52 @@ def test_the_mirror_of_a_store_in_memory(tmp_path: Path) -> None:
     folder = trial_on(here)
     with folder.lock():
         train(folder, 2, "done")
-    there.refresh(now=True)
+    there.refresh(patience=0.0)
     assert steps_of(TrialFolder(there.out / "trials", folder.id)) == [1, 2]
+
+
+def test_a_driver_goes_on_where_the_server_is_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its trials, which go on, would be left alone, and stop."""
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    port = free_port()
+    with s3_server(port) as found:
+        for key, value in found.items():
+            monkeypatch.setenv(key, value)
+        here, there = machine(tmp_path / "a"), machine(tmp_path / "b")
+        folder = trial_on(here)
+        there.refresh()
+    there._look_at = 0.0
+    there.refresh()
+    assert "Could not connect" in caplog.text
+    with pytest.raises(UserError, match="Could not connect"):
+        there.refresh(patience=0.1)
+    with s3_server(port, again=True):
+        with folder.lock():
+            train(folder, 3)
+        there.refresh(patience=60.0)
+    assert steps_of(TrialFolder(there.out / "trials", folder.id)) == [1, 2, 3]
+
+
+@pytest.mark.usefixtures("server")
+def test_who_reads_while_another_follows_reads_it_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A driver would end, or show a trial that is half of one holder and half of the next."""
+    here, there = machine(tmp_path / "a"), machine(tmp_path / "b")
+    folder = trial_on(here)
+    with folder.lock():
+        train(folder, 3)
+    get, follow = Store._get, iter([True])
+
+    def meanwhile(store: Store, file: Path, *parts: object) -> None:
+        if store is there and parts[-1] == "journal.jsonl" and next(follow, False):
+            with folder.lock():
+                train(folder, 2)
+        get(store, file, *parts)
+
+    monkeypatch.setattr(Store, "_get", meanwhile)
+    there.pull(folder.id)
+    other = TrialFolder(there.out / "trials", folder.id)
+    assert (other.state().step, steps_of(other)) == (5, [1, 2, 3, 4, 5])
