@@ -118,6 +118,10 @@ class Hosts:
         """Cut the wire between them."""
         ip("-n", self.second, "link", "set", "wire", "down")
 
+    def mend(self) -> None:
+        """Join it again."""
+        ip("-n", self.second, "link", "set", "wire", "up")
+
     def kill(self, *names: str) -> None:
         """End all processes on these hosts, or on both, at once."""
         for pid in self.pids(*names):
