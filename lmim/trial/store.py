@@ -153,10 +153,9 @@ class Store:
             raise
         except Exception as error:  # noqa: BLE001  each file system has classes of its own
             kind = Gone if isinstance(error, FileNotFoundError) else UserError
-            raise kind(
-                f"--out {redacted(self.uri)}: {brief(error)}; what it lacks is kept in {self.out} and goes "
-                "there when the same command runs again"
-            ) from None
+            kept = f"; what it lacks is kept in {self.out} and goes there when the same command runs again"
+            hint = kept if (self.out / "trials").is_dir() else ""
+            raise kind(f"--out {redacted(self.uri)}: {brief(error)}{hint}") from None
 
     def _path(self, *parts: object) -> str:
         return "/".join([self.system[1], *map(str, parts)])
@@ -224,7 +223,7 @@ class Store:
                 here = stat_of(file)
                 assert here is not None
                 synced.note(name, version, here)
-        synced.write(folder)
+                synced.write(folder)
 
     def _pull(self, trial: str, there: Objects) -> None:
         folder = self.out / "trials" / trial

@@ -15,6 +15,7 @@ from lmim.command import out_folder
 from lmim.config import Config
 from lmim.errors import UserError
 from lmim.files import write_atomic
+from lmim.loading import load_trial
 from lmim.trial import store as stores
 from lmim.trial.folder import Busy, TrialFolder
 from lmim.trial.store import Leased, Store
@@ -294,6 +295,14 @@ def test_a_wish_to_stop_reaches_other_machines(tmp_path: Path) -> None:
     assert there.is_wished(".stop-1")
     here.remove("stops/.stop-1")
     assert not there.is_wished(".stop-1")
+
+
+@pytest.mark.usefixtures("server")
+def test_a_trial_that_is_not_there_is_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody mistypes an identity, and reads of a hidden file."""
+    monkeypatch.setenv("LMIM_CACHE", str(tmp_path))
+    with pytest.raises(UserError, match=r"nope/config\.json: no such trial"):
+        load_trial(f"{URI}/trials/nope")
 
 
 @pytest.mark.usefixtures("server")
