@@ -8,6 +8,7 @@ answers.
 import json
 import sys
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -103,22 +104,23 @@ def _on_meta(tensor: Tensor) -> Tensor:
     return tensor.to("meta")
 
 
+def answer(question: Mapping[str, Any]) -> dict[str, Any]:
+    """The answer to a question, as JSON has it; an error is one too."""
+    try:
+        config = Config.read(question["config"])
+        if question["about"] == "data":
+            return data(config)
+        if question["about"] == "ids":
+            return ids(config)
+        return flops(config, question["channels"], question["classes"])
+    except Exception as error:  # noqa: BLE001  the one who asked tells the user
+        return {"error": cause(error), "user": isinstance(error, UserError)}
+
+
 def main() -> int:
-    """Answers a list of questions on stdin with a list on stdout, as JSON; an error is an answer too."""
+    """Answers a list of questions on stdin with a list on stdout, as JSON."""
     warnings.simplefilter("ignore")  # the trials' own output has them, and the plan what matters of them
-    answers = []
-    for question in json.load(sys.stdin):
-        try:
-            config = Config.read(question["config"])
-            if question["about"] == "data":
-                answers.append(data(config))
-            elif question["about"] == "ids":
-                answers.append(ids(config))
-            else:
-                answers.append(flops(config, question["channels"], question["classes"]))
-        except Exception as error:  # noqa: BLE001  the one who asked tells the user
-            answers.append({"error": cause(error), "user": isinstance(error, UserError)})
-    json.dump(answers, sys.stdout)
+    json.dump([answer(question) for question in json.load(sys.stdin)], sys.stdout)
     return 0
 
 

@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from importlib import import_module
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ install_import_hook(
     ],
     "beartype.beartype",
 )
+import_module("lmim.survey")  # which planning then asks without another process
 os.environ.setdefault("LMIM_CACHE", tempfile.mkdtemp(prefix="lmim-cache-"))
 os.environ |= {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "1"}
 

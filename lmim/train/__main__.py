@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
+import lmim.survey  # noqa: F401  torch is here: what a plan asks needs no other process
 from lmim.command import Parser, exit_code, out_folder
 from lmim.config import Config
 from lmim.errors import UserError, nearest

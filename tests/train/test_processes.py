@@ -321,6 +321,8 @@ def test_a_worker_restarts_a_trial_that_lost_a_process(tmp_path: Path) -> None:
     evaluations = read_evaluations(["knn"])
     request = {
         "root": str(folder.root),
+        "store": None,
+        "stall": 0.0,
         "id": folder.id,
         "evaluations": [asdict(one) for one in evaluations],
         "replay": [],
