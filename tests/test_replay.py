@@ -122,14 +122,15 @@ def test_a_trial_that_was_ended_early_is_replayed_as_far_as_it_came(
     assert "train/loss is " in replay(folder).difference
 
 
-def test_running_out_of_memory_is_no_other_code(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_running_out_of_memory_is_no_other_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine that is full would put every result out of the table."""
+    config = Config.read(merge(CONFIG, {"loss": "mse", "collapse": "joint", "optim.epochs": 1}))
+    folder = TrialFolder(tmp_path / "trials", config.identity)
+    train(config, folder, read_evaluations())
 
     def full(prediction: Tensor, target: Tensor) -> Tensor:
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
 
-    found = [TrialFolder(trained / "trials", path.name) for path in (trained / "trials").iterdir()]
-    (folder,) = (one for one in found if one.config().section("loss").kind == "mse")
     monkeypatch.setitem(LOSSES, "mse", full)
     with pytest.raises(UserError, match="out of memory while it was replayed"):
         replay(folder)

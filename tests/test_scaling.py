@@ -1,6 +1,8 @@
 """What a large sweep does for each trial it does once: counted, as a time would be this machine's alone."""
 
 import json
+import subprocess
+import sys
 import tracemalloc
 from collections import Counter
 from pathlib import Path
@@ -136,10 +138,11 @@ def test_what_is_done_is_not_looked_at_again(tmp_path: Path, counted: Counter[st
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("how", [["--seconds", "0.5", "--workers", "10"], ["--ray"]])
-def test_the_whole_is_measured(tmp_path: Path, how: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_whole_is_measured(tmp_path: Path, how: list[str]) -> None:
     """Otherwise the figures are of something else than the command, or of trials that were left out."""
-    assert scaling.main(["--trials", "30", "--out", str(tmp_path), *how]) == 0
-    record = json.loads(capsys.readouterr().out)
+    # a process of its own: Ray reads once how its callers prove who they are
+    command = [sys.executable, "-m", "lmim.scaling", "--trials", "30", "--out", str(tmp_path), *how]
+    record = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
     assert record == json.loads((tmp_path / "scaling.json").read_text())
     assert record["trials"] == 30
     points = 30 * (6 * scaling.EPOCHS + 2)
