@@ -314,13 +314,13 @@ def on_ray(
             raise UserError(f"--address {address}: no Ray cluster answers there ({brief(error)})") from None
         stop.listen()
         if address is not None:
-            alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-            nodes = tuple(Resources(node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in alive)
-            found = Resources(sum(node.cpus for node in nodes), sum(node.gpus for node in nodes), nodes)
+            alive = _alive()
+            found = Resources(sum(node.cpus for node in alive), sum(node.gpus for node in alive), alive)
         # workers elsewhere must see Tune's folder, so that it lies beside the trials then
         shared = address is not None
         storage = storage_of(root.parent, f".{scratch.name}") if shared else {"storage_path": str(scratch)}
-        yield partial(_fit, root=root, stop=stop, resources=found, limit=limit, storage=storage, say=say)
+        with _telling_of_room(say) if shared else contextlib.nullcontext():
+            yield partial(_fit, root=root, stop=stop, resources=found, limit=limit, storage=storage, say=say)
     finally:
         ray.shutdown()
         for folder in (scratch, root.parent / f".{scratch.name}"):
@@ -328,6 +328,54 @@ def on_ray(
         if address is not None and (store := store_of(root.parent)) is not None:
             with contextlib.suppress(UserError):  # it does not answer
                 store.remove(f".{scratch.name}")
+
+
+def _alive() -> tuple[Resources, ...]:
+    """The cluster's nodes, as they are now."""
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    return tuple(Resources(node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in nodes)
+
+
+@contextlib.contextmanager
+def _telling_of_room(say: Callable[[str], None], every: float = 10.0) -> Iterator[None]:
+    """Say, for as long as the block lasts, when a trial waits for a node: Ray waits without a word."""
+    over = threading.Event()
+
+    def watch() -> None:
+        told = ""
+        while not over.wait(every):
+            found = waits_for_a_node()
+            if found not in ("", told):
+                say(found)
+            told = found
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()
+
+
+def waits_for_a_node() -> str:
+    """What a trial asks for that no nodes of the cluster have, busy or not; empty where none waits so."""
+    import ray
+
+    alive = _alive()
+    for group in ray.util.placement_group_table().values():
+        shares = list(group["bundles"].values())
+        waits = group["state"] in ("PENDING", "RESCHEDULING")
+        if waits and sum(node.room(shares[0]) for node in alive) < len(shares):
+            asked = {"cores": shares[0].get("CPU", 0.0), "GPUs": shares[0].get("GPU", 0.0)}
+            each = " and ".join(f"{much:g} {name}" for name, much in asked.items() if much)
+            return (
+                f"a trial waits for a node: it asks for {len(shares)} x {each}, and the cluster's "
+                f"{len(alive)} now do not have them; it goes on when one joins"
+            )
+    return ""
 
 
 def storage_of(out: Path, name: str) -> dict[str, Any]:

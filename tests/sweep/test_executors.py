@@ -12,10 +12,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from lmim.config import Config
+from lmim.config import Config, merge
 from lmim.errors import UserError
 from lmim.sweep import executors
-from lmim.sweep.executors import Resources, Stop, answering
+from lmim.sweep.executors import Resources, Stop, answering, bundles_of
 from tests.sweep.running import REPOSITORY
 
 
@@ -27,6 +27,28 @@ def test_a_part_of_a_gpu_is_asked_for_where_there_is_one() -> None:
     assert Resources(cpus=8, gpus=0).share(quarter) == {"CPU": 1.0, "GPU": 0.0}
     with pytest.raises(UserError, match=r"run\.device: a trial asks for 0\.25 GPUs, and 0 are found here"):
         Resources(cpus=8, gpus=0).share(Config.read({"run": {"device": "cuda", "gpus": 0.25}}))
+
+
+def test_a_trial_on_one_machine_or_on_several_is_refused_where_it_never_fits() -> None:
+    """Otherwise Ray waits for ever for a machine that is not there, or a trial that would fit is refused."""
+    cluster = Resources(8, 0, (Resources(4, 0), Resources(4, 0)))
+    four = {"run": {"device": "cpu", "processes": 4, "cpus": 2}, "optim": {"accumulate": 4}}
+    with pytest.raises(UserError, match=r"8 cores on one machine of the cluster, and none has as many"):
+        cluster.share(Config.read(four))
+    spread = Config.read(merge(four, {"run.placement": "cluster"}))
+    assert cluster.share(spread) == {"CPU": 2.0, "GPU": 0.0}, "what one of its processes takes"
+    assert bundles_of(spread) == 4
+    assert cluster.share(spread, alone=True) == {"CPU": 2.0, "GPU": 0.0}
+    three = Config.read(merge(four, {"run.placement": "cluster", "run.cpus": 3, "run.processes": 2}))
+    assert cluster.share(three) == {"CPU": 3.0, "GPU": 0.0}
+    small = Resources(8, 0, (Resources(5, 0), Resources(2, 0), Resources(1, 0)))
+    with pytest.raises(UserError, match=r"8 cores on as many machines as hold them whole"):
+        small.share(spread)
+    gpus = Resources(8, 2, (Resources(4, 1), Resources(4, 1)))
+    two = {"run": {"processes": 2, "placement": "cluster"}, "optim": {"accumulate": 2}}
+    assert gpus.share(Config.read(two)) == {"CPU": 1.0, "GPU": 1.0}
+    with pytest.raises(UserError, match=r"2 GPUs and 2 cores on one machine"):
+        gpus.share(Config.read(merge(two, {"run.placement": "machine"})))
 
 
 CLUSTER = """
@@ -47,6 +69,35 @@ import sys, ray
 ray.init(address=sys.argv[1], log_to_driver=False)
 print("joined", ray.cluster_resources())
 """
+
+
+WITHOUT_ROOM = """
+import time, ray
+from lmim.sweep.executors import _telling_of_room, waits_for_a_node
+ray.init(address="local", num_cpus=1, include_dashboard=False)
+fits, waits = [{"CPU": 1.0}], [{"CPU": 1.0}] * 2
+assert ray.util.placement_group(fits).wait(60)
+queued = ray.util.placement_group(fits)
+with _telling_of_room(lambda line: print(line, flush=True), every=0.1):
+    assert not queued.wait(1)
+    group = ray.util.placement_group(waits)
+    while not waits_for_a_node():
+        time.sleep(0.1)
+    time.sleep(1)
+    ray.util.remove_placement_group(group)
+    while waits_for_a_node():
+        time.sleep(0.1)
+"""
+
+
+def test_a_trial_that_waits_for_a_node_is_told_of() -> None:
+    """Otherwise a sweep stands still after a node was lost, and nobody knows what for."""
+    words = [sys.executable, "-c", WITHOUT_ROOM]
+    done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True, cwd=REPOSITORY, timeout=100)
+    assert done.stdout == (
+        "a trial waits for a node: it asks for 2 x 1 cores, and the cluster's 1 now do not have them; "
+        "it goes on when one joins\n"
+    ), "once, and nothing of one that only waits its turn"
 
 
 def test_the_cluster_lets_no_stranger_in(tmp_path: Path) -> None:
