@@ -93,7 +93,7 @@ class Model:
         every = torch.split(torch.arange(len(split)), BATCH)
         return ahead(split.read(indices, self.side) for indices in every)
 
-    def encoded(self, split: Split, encode: Callable[..., Tensor]) -> Iterator[Float[Tensor, "b *d"]]:
+    def encoded(self, split: Split, encode: Callable[..., Tensor]) -> Iterator[Float[Tensor, " b *d"]]:
         """What `encode` gives of the images that `read` reads, on the host."""
         for images, boxes in self.read(split):
             with torch.no_grad():
@@ -214,7 +214,7 @@ def chosen(length: int, count: int) -> Int[Tensor, " n"]:
     return torch.cat([batches[int(i)] for i in order[: math.ceil(count / BATCH)].sort().values])
 
 
-def stored(parts: Iterable[Float[Tensor, "b *d"]]) -> Float[Tensor, "n *d"]:
+def stored(parts: Iterable[Float[Tensor, " b *d"]]) -> Float[Tensor, " n *d"]:
     """The rows in a file without a name, which is gone with the tensor, however the process ends.
 
     It lies where TMPDIR says. The mapping is private: what is written to the tensor never reaches the file.
