@@ -21,7 +21,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import NDArray
 
 from lmim.analysis import figures, pictures
-from lmim.analysis.intervals import Interval
+from lmim.analysis.intervals import Interval, interval
 from lmim.analysis.pictures import PICTURES, Arrays
 from lmim.analysis.results import Results, Trial, reading
 from lmim.analysis.table import Row, decimals
@@ -33,6 +33,8 @@ WIDE, NARROW, TALL = 180 / 25.4, 90 / 25.4, 225 / 25.4
 ACROSS = 6
 """Axes side by side."""
 REASON = "reason"
+ERROR = "eval/error"
+"""How the errors begin that `robustness` measures, one a corruption."""
 NONE_YET = "nothing to draw is there: run the sweep again"
 
 
@@ -68,7 +70,7 @@ def albums(uri: str, found: Results, rows: Sequence[Row]) -> Iterator[Album]:
     """The figures of a sweep, in the order of its file."""
     for one in found.figures:
         if one.of_sweep:
-            yield _heatmaps(one, found, rows)
+            yield _corruptions(one, found) if one.name == "corruptions" else _heatmaps(one, found, rows)
         else:
             yield album(one, _shown(uri, found, one))
 
@@ -269,6 +271,59 @@ def _heatmaps(one: Wanted, found: Results, rows: Sequence[Row]) -> Album:
     pages = (_heat(panels, (x, y), label),) if panels else ()
     notes = (f"{', '.join(without)}: no value yet",) if without else ()
     return Album(one.name, f"{label} over {x} and {y}: {what}.", pages, notes)
+
+
+def _corruptions(one: Wanted, found: Results) -> Album:
+    """Errors under corruptions over those of an arm, as arXiv 1903.12261 has them over AlexNet's."""
+    arms = [arm.name for arm in found.arms]
+    to = str(one.settings["to"]) or arms[0]
+    keys = [key for key in found.described if key.startswith(f"{ERROR}_")]
+    against = {trial.seed: trial.metrics for trial in found.of(to)}
+    ratios = {
+        arm: [r for t in found.of(arm) if (r := _over(t, against.get(t.seed, {}), keys))] for arm in arms
+    }
+    shown = [arm for arm in arms if ratios[arm]]
+    without = [arm for arm in arms if not ratios[arm]]
+    caption = (
+        f"Error under each corruption, a mean over five strengths, over the error of {to} at equal seed; "
+        "the mean over the corruptions stands last, and by the arm with half of its 95 % t-interval over "
+        "seeds. Below 1: fewer errors"
+    )
+    notes = (f"{', '.join(without)}: no errors at a seed of {to} yet",) if without else ()
+    return Album(one.name, caption, (_ratios(shown, ratios, keys, found),) if shown else (), notes)
+
+
+def _over(trial: Trial, to: Mapping[str, float], keys: Sequence[str]) -> list[float]:
+    """A trial's errors over those of another, and their mean last; empty where there are none to compare."""
+    pairs = [(trial.metrics.get(key), to.get(key)) for key in keys]
+    each = [mine / theirs for mine, theirs in pairs if mine is not None and theirs]
+    return [*each, math.fsum(each) / len(each)] if each and len(each) == len(keys) else []
+
+
+def _ratios(
+    arms: Sequence[str], ratios: Mapping[str, Sequence[Sequence[float]]], keys: Sequence[str], found: Results
+) -> Figure:
+    """An arm a row, a corruption a column, their mean the last."""
+    columns = [[interval(column) for column in zip(*ratios[arm], strict=True)] for arm in reversed(arms)]
+    labels = [found.label(key).removeprefix("error under ").removesuffix(" (%)") for key in keys]
+    means = [one[-1] for one in columns]
+    names = [
+        figures.plain(arm) + (f"\n{one.mean:.3f} ± {one.half:.3f}" if one.half else "")
+        for arm, one in zip(reversed(arms), means, strict=True)
+    ]
+    values = _grid_of(columns, "mean")
+    data = {"x": np.array([*labels, "mean"]), "y": np.array(names), "values": values}
+    with mpl.rc_context(figures.STYLE):
+        size = (WIDE, 1.2 + 0.36 * len(arms))
+        figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.05, h_pad=0.05))
+        FigureCanvasAgg(figure)
+        axis = figure.subplots()
+        pictures.heatmap(axis, data)
+        axis.tick_params("x", rotation=40)
+        for label in axis.get_xticklabels():
+            label.set(ha="right", rotation_mode="anchor")
+        axis.axvline(len(keys) - 0.5, color="white", linewidth=3)
+    return figure
 
 
 def _number(value: object) -> float:

@@ -149,15 +149,15 @@ def neighbours(axes: Sequence[Axes], data: Arrays, number: int = 0) -> None:
 
 
 def heatmap(axes: Axes, data: Arrays, decimals: int = 2) -> AxesImage:
-    """On one axis: `values` [y, x] over the numbers `x` and `y`, written in their cells; one without a value
-    is left blank. `half` [y, x], if given, is what may be off either way, `low` and `high` the ends of the
-    colours."""
+    """On one axis: `values` [y, x] over `x` and `y`, numbers or words, written in their cells; one without a
+    value is left blank. `half` [y, x], if given, is what may be off either way, `low` and `high` the ends
+    of the colours."""
     values = data["values"]
     low, high = (float(data[end]) if end in data else None for end in ("low", "high"))
     shown = axes.imshow(values, cmap=MAP, origin="lower", aspect="auto", vmin=low, vmax=high)
     axes.grid(visible=False)
-    axes.set_xticks(range(len(data["x"])), [f"{x:g}" for x in data["x"]])
-    axes.set_yticks(range(len(data["y"])), [f"{y:g}" for y in data["y"]])
+    for ticks, along in ((axes.set_xticks, data["x"]), (axes.set_yticks, data["y"])):
+        ticks(range(len(along)), [one if isinstance(one, str) else f"{one:g}" for one in along])
     for (row, column), value in np.ndenumerate(values):
         if math.isfinite(value):
             light = float(np.asarray(shown.norm(value))) > 0.55
@@ -299,4 +299,4 @@ PICTURES: dict[str, Picture] = {
         "Nearest neighbours of test images among test images, with their cosine; ✓ is of the query's class",
     ),
 }
-"""By the names that a sweep file gives them; `similarity` and `heatmap` have pages of their own."""
+"""By the names that a sweep file gives; `similarity` and those of a sweep's table have pages of their own."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lmim.config import Config
-from lmim.errors import UserError, count, fail, word
+from lmim.errors import UserError, count, fail, nearest, show, word
 from lmim.plan import cost, facts
 from lmim.plan.cells import labels
 from lmim.plan.claims import Claim, read_claims, read_only
@@ -211,6 +211,7 @@ def expand(spec: Spec, results: Results | None = None, suggestions: Suggestions 
     arms = {arm.name: arm.axes for arm in builder.arms}
     configs = {trial.arm: trial.config for trial in builder.trials}
     _check_evaluations(spec, configs)
+    _check_figures(spec, [*arms])
     claims = read_claims(spec, arms, configs)
     only = read_only(spec, arms)
     planned = [t for t in builder.trials if spec.pairs is None or (t.arm, t.seed) in spec.pairs]
@@ -234,6 +235,15 @@ def expand(spec: Spec, results: Results | None = None, suggestions: Suggestions 
         choices=tuple(spec.design.tell(builder.ids, results or {})),
         searches=tuple(builder.searches),
     )
+
+
+def _check_figures(spec: Spec, arms: Sequence[str]) -> None:
+    """Whether there is the arm that a figure holds the others against."""
+    for number, one in enumerate(spec.sheet.figures):
+        to = one.settings.get("to", "")
+        if to and to not in arms:
+            where = f"{spec.sheet.where('figures', number)}: figures"
+            fail(where, f"{one.name}.to: expected an arm, found {show(to)}{nearest(to, arms)}")
 
 
 def _check_evaluations(spec: Spec, configs: Mapping[str, Config]) -> None:

@@ -335,13 +335,15 @@ def _figures(file: SweepFile, sheet: Sheet, schema: Schema) -> tuple[Figure, ...
 
 
 def _located(sheet: Sheet, file: SweepFile, design: Design) -> Iterator[Figure]:
-    """The figures, those of the sweep's table with the axes and the metric that they show."""
+    """The figures, those over a sweep's axes with the axes and the metric that they show."""
     numeric = [key for key, values in design.axes.items() if _numbers(values) > 1]
     for number, one in enumerate(sheet.figures):
-        if not one.of_sweep:
+        where = f"{sheet.where('figures', number)}: figures"
+        if one.name == "corruptions" and not any(e.protocol == "robustness" for e in sheet.evaluations):
+            fail(where, "corruptions: expected robustness in this sweep's evaluate")
+        if one.name != "heatmap":
             yield one
             continue
-        where = f"{sheet.where('figures', number)}: figures"
         given = {key: str(value) for key, value in one.settings.items() if value}
         for key in ("x", "y"):
             if key in given and given[key] not in numeric:

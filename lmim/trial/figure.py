@@ -23,10 +23,16 @@ OF_SWEEP: dict[str, dict[str, variants.Setting]] = {
         "x": variants.Setting(str, "", "The key across; its first numeric axis where it is not given."),
         "y": variants.Setting(str, "", "The key upwards; the sweep's next numeric axis."),
         "metric": variants.Setting(str, "", "What the cells show; the sweep's metric."),
-    }
+    },
+    "corruptions": {
+        "to": variants.Setting(str, "", "The arm whose errors are 1; the sweep's first."),
+    },
 }
 """The figures that are drawn of a sweep's table alone, with their settings."""
-MEANINGS = {"heatmap": "A metric over two numeric axes of the sweep, a panel for each value of the others."}
+MEANINGS = {
+    "heatmap": "A metric over two numeric axes of the sweep, a panel for each value of the others.",
+    "corruptions": "Each arm's error under each corruption of `robustness`, over a named arm's.",
+}
 
 
 @dataclass(frozen=True)

@@ -99,6 +99,19 @@ def test_a_heat_map_is_of_two_numeric_axes(folder: "Folder") -> None:
     )
 
 
+def test_corruptions_are_held_against_an_arm(folder: "Folder") -> None:
+    """A typing error in the arm's name, or errors that nobody measures, would draw an empty figure."""
+    judged = AXES + "evaluate: [knn, robustness]\nbaselines: [raw_pixels]\nfigures: "
+    (found,) = folder.load(judged + "[{corruptions: {to: raw_pixels}}]\n").figures
+    assert found.settings == {"to": "raw_pixels"}
+    assert folder.load(judged + "[corruptions]\n").figures[0].settings == {"to": ""}
+    wrong = folder.error(judged + "[{corruptions: {to: raw_pixel}}]\n")
+    assert wrong.startswith("sweep.yaml:6: figures: corruptions.to: expected an arm, found raw_pixel")
+    assert wrong.endswith("did you mean raw_pixels?")
+    without = folder.error(AXES + "figures: [corruptions]\n")
+    assert without.endswith("figures: corruptions: expected robustness in this sweep's evaluate")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
