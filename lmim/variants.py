@@ -257,6 +257,7 @@ def _table(path: Path, table: str) -> dict[str, str]:
     raise LookupError(f"{path} has no dict named {table}")
 
 
+@functools.cache  # a plan asks for every variant there is; by its text, so that an edited file is read again
 def _describe(source: str, name: str, place: Place, file: str) -> Variant:
     try:
         tree = _parsed(source)

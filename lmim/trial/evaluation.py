@@ -237,6 +237,12 @@ def _settings(protocol: str, file: str, text: str | None) -> Mapping[str, varian
 _digest = functools.cache(variants.digest)
 
 
+class Settings(Section):
+    """What an entry may set."""
+
+    model_config = ConfigDict(use_attribute_docstrings=False)  # which pydantic would look for in our source
+
+
 def checked(name: str, given: Mapping[str, Any], settings: Mapping[str, variants.Setting]) -> dict[str, Any]:
     """All settings of an entry, those that are not given at their neutral value.
 
@@ -251,7 +257,7 @@ def checked(name: str, given: Mapping[str, Any], settings: Mapping[str, variants
             )
     fields: dict[str, Any] = {key: (one.type, one.neutral) for key, one in settings.items()}
     try:
-        schema: type[Section] = create_model("Settings", __base__=Section, **fields)
+        schema: type[Section] = create_model("Settings", __base__=Settings, **fields)
         read = schema.model_validate(given)
     except ValidationError as error:
         first = error.errors()[0]

@@ -125,6 +125,7 @@ def test_data_that_do_not_fit_a_trial_are_refused(
     assert "--image-size: expected" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_row_of_a_sweeps_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Another's encoder would be compared by hand, over other data or protocols than the table's."""
     file = running.write(

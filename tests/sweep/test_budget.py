@@ -192,6 +192,7 @@ def test_what_nobody_knows_the_cost_of_begins(tmp_path: Path) -> None:
     assert not Purse(Budget("1h", HOUR, "wall"), cost.Machine(1, 0), began=long_ago).fits(None)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_sweep_that_a_budget_stopped_ends_in_the_same_table(tmp_path: Path) -> None:
     """Otherwise who has no time for the whole sweep at once gets other results."""
@@ -219,6 +220,7 @@ def test_a_sweep_that_a_budget_stopped_ends_in_the_same_table(tmp_path: Path) ->
     assert first == second
 
 
+@pytest.mark.slow
 def test_what_runs_when_all_is_spent_is_kept(tmp_path: Path) -> None:
     """Otherwise a trial that takes longer than it was estimated to is lost, or overdraws the budget."""
     file = write(tmp_path, arms="[mse]", seeds="[0]")

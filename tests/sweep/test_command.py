@@ -347,6 +347,7 @@ def paced_too(prediction, target):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_sweep_survives_every_kill(tmp_path: Path) -> None:
     """Otherwise hours of training are lost to Ctrl-C, to the out-of-memory killer or to a lost machine."""
@@ -408,6 +409,7 @@ def test_a_sweep_survives_every_kill(tmp_path: Path) -> None:
         assert trained == list(range(1, state.steps + 1)), "no step is missing and none is there twice"
 
 
+@pytest.mark.slow
 def test_two_sweeps_at_once_train_a_shared_cell_once(tmp_path: Path) -> None:
     """Otherwise the base cell of every ablation is paid for again, or two processes spoil one folder."""
     files = [write(tmp_path, "one", "[mse]", "[0]"), write(tmp_path, "two", "[mse]", "[0]")]

@@ -18,6 +18,7 @@ from tests.sweep.running import REPOSITORY
 from tests.train.conftest import TINY
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_crowd_is_measured_as_it_is_asked_for() -> None:
     """Otherwise `run.gpus: auto` chooses by figures of something else, or the sweep dies of the measuring."""

@@ -114,6 +114,7 @@ def loss(prediction, target):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_trials_share_gpus_that_ray_believes_in(tmp_path: Path) -> None:
     """Otherwise auto is measured in vain, a GPU holds more trials than fit, or one that ran out shares again.

@@ -91,6 +91,7 @@ def check_equal(tmp_path: Path, kills: int, *more: str) -> None:
     assert "nothing is missing" in run(arguments(files["killed"], "--serial"))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_search_that_was_killed_goes_on_as_if_it_never_had_been(tmp_path: Path) -> None:
     """Else a restart repeats or loses suggestions, and the winner hangs on when the machine went down."""

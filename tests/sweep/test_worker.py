@@ -92,6 +92,7 @@ def test_a_retry_that_went_well_leaves_no_traceback(tmp_path: Path) -> None:
     assert not (folder.path / "error.txt").exists()
 
 
+@pytest.mark.slow
 def test_a_trial_that_is_killed_again_and_again_fails_with_the_cause(tmp_path: Path) -> None:
     """Otherwise a trial that does not fit into memory is restarted for ever, or fails for its neighbours."""
     count = tmp_path / "count"
@@ -168,6 +169,7 @@ DEEP = {
 """Half a gigabyte of activations, almost all of them within blocks."""
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_trial_out_of_memory_is_given_more_before_it_fails(tmp_path: Path) -> None:
     """Otherwise one large arm is lost to its neighbours on a GPU, or comes back as another trial."""

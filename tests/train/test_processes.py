@@ -313,6 +313,7 @@ def test_what_ends_a_replica_is_the_trials_error(tmp_path: Path, work: str, expe
     assert [path.name for path in tmp_path.iterdir()] == ["work.py"], "files are left behind"
 
 
+@pytest.mark.slow
 def test_a_worker_restarts_a_trial_that_lost_a_process(tmp_path: Path) -> None:
     """One GPU process of eight that is killed must cost its trial minutes, not the whole run."""
     config = tiny(2, optim__epochs=40, run__log_every=20, run__checkpoint_seconds=0.5)
