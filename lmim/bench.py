@@ -76,6 +76,8 @@ DEEP = {
     **{"encoder.heads": 3, "decoder.width": 96, "decoder.heads": 3, "optim.batch_size": 64},
 }
 """Enough layers and patches for activations to be what takes the memory."""
+OF_ALL_FEATURES = ("nn", "knn", "linear", "retrieval", {"linear_sgd": {"epochs": 1}})
+"""Protocols that look at the features of all images; SGD's has 90 epochs by default."""
 THEIRS = {"img_size": 224, "patch_size": 16, "embed_dim": 192, "depth": 12, "num_heads": 3} | {
     **{"decoder_embed_dim": 128, "decoder_depth": 4, "decoder_num_heads": 4, "mask_ratio": 0.75},
     **{"mlp_ratio": 4.0, "norm_pix_loss": True},
@@ -391,6 +393,35 @@ def evaluation(most: int, config: Config, steps: Steps) -> Json:
     }
 
 
+def judging(device: str, train: int = 1_281_167, judged: int = 50_000, width: int = 768) -> list[Json]:
+    """What protocols take that learn of all training features at once, at ImageNet's size unless told less.
+
+    Each in a process of its own, on noise. Its peak memory has in it what of the features' file is mapped,
+    which the system takes back where it is short.
+    """
+    entries = []
+    for protocol in OF_ALL_FEATURES:
+        say(f"judging {judged:,} images by {train:,}, {device}: {protocol}")
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            found = pool.submit(_judging, protocol, device, train, judged, width).result()
+        entries.append({"protocol": protocol, "device": device, "train": train, "judged": judged} | found)
+    return entries
+
+
+def _judging(protocol: Any, device: str, train: int, judged: int, width: int) -> Json:
+    config = Config.read({"data": {"image_size": 8}, "run": {"device": device}})
+    dataset = replace(noise(config, facts.Data("bench", train, 10, judged, 3, 1000)), classes=1000)
+
+    def encode(images: Float[Tensor, "b c s s"]) -> Float[Tensor, "b d"]:
+        return torch.randn(len(images), width, device=images.device)
+
+    ((_, told),) = judge(encode, dataset, 8, read_evaluations([protocol]), torch.device(device))
+    found: Json = {"seconds": told.seconds, "error": told.error or None}
+    if device == "cuda":
+        found["peak_gpu_mib"] = torch.cuda.max_memory_allocated() / MIB
+    return found | peak_memory()
+
+
 def sweep(workers: int, per_worker: int = 3, settings: Sequence[str] = SHORT) -> Json:
     """What the command adds to its trials: a small real sweep on Ray, as its user sees it."""
     say("a small sweep on Ray, and once more with nothing missing")
@@ -467,7 +498,7 @@ def say(what: str) -> None:
     Console(stderr=True).print(f"{time.strftime('%H:%M:%S')} {what}", highlight=False)
 
 
-def measure(quick: bool, skip: Sequence[str], mae: Path | None = None) -> Json:
+def measure(quick: bool, skip: Sequence[str], mae: Path | None = None, large: bool = False) -> Json:
     """All of it."""
     repeats, seconds, judged = (2, 0.2, 1000) if quick else (7, 0.7, 20_000)
     about = machine()
@@ -498,6 +529,7 @@ def measure(quick: bool, skip: Sequence[str], mae: Path | None = None) -> Json:
         record["objectives"] += each_objective("gpu", "cuda", repeats, seconds)
         record["block_memory"] += block_memory("cuda")
     record["exchange"] = [] if quick else exchange()
+    record["judging"] = judging("cuda" if about["gpu"] else "cpu") if large else []
     record["mae"] = against_mae(mae, repeats, seconds) if mae else None
     ray = "sweep" not in skip and importlib.util.find_spec("ray")
     record["sweep"] = sweep(about["cores"]) if ray else None
@@ -526,11 +558,16 @@ def _main(argv: Sequence[str] | None) -> int:
         metavar="CLONE",
         help="a clone of github.com/facebookresearch/mae, whose step pixel_mim's is compared with",
     )
+    parser.add_argument(
+        "--judging",
+        action="store_true",
+        help="also what judging takes at ImageNet's size: 4 GB where TMPDIR is, on a CPU hours",
+    )
     arguments = parser.parse_args(argv)
     skip = [*arguments.skip, *(("compile", "sweep") if arguments.quick else ())]
     with tempfile.TemporaryDirectory(prefix="lmim-bench-") as cache:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache  # what an earlier run compiled would flatter this one
-        record = measure(arguments.quick, skip, arguments.mae)
+        record = measure(arguments.quick, skip, arguments.mae, arguments.judging)
     arguments.out.mkdir(parents=True, exist_ok=True)
     text = json.dumps(rounded(record), indent=2) + "\n"
     write_atomic(arguments.out / "bench.json", text)

@@ -112,6 +112,15 @@ def test_trials_at_once_are_added_up(record: dict[str, Any]) -> None:
     assert 100 < two["peak_rss_mib"] < 4000
 
 
+@pytest.mark.slow
+def test_what_judging_takes_is_measured_of_real_protocols() -> None:
+    """Otherwise the memory that ImageNet needs is that of a protocol that failed, or of another process."""
+    found = bench.judging("cpu", train=600, judged=300, width=16)
+    assert [one["error"] for one in found] == [None] * len(bench.OF_ALL_FEATURES)
+    assert all(one["seconds"] > 0 for one in found)
+    assert all(100 < one["peak_rss_mib"] < 8192 for one in found)
+
+
 def test_a_dry_run_reads_what_the_bench_wrote(quick: Path) -> None:
     """Otherwise the bench was run for nothing: the estimate stands on another machine's record."""
     (name, record), *_ = cost.read_records(quick)
