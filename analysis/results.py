@@ -201,36 +201,23 @@ def assemble(plan: Mapping[str, Any], runs: Iterable[Trial]) -> Results:
     A run counts when it is planned, done, and of the plan's code: trained by it, or replayed on it with the
     same digits.
     """
-    flops = plan.get("flops", {})
-    rows = [Arm(a["name"], a["axes"], a["baseline"], flops.get(a["name"], 0.0)) for a in plan["arms"]]
-    arms = tuple(sorted(rows, key=lambda arm: arm.baseline))
+    arms = _arms(plan)
     place = {arm.name: index for index, arm in enumerate(arms)}
-    newest = {
-        run.id: run for run in sorted(runs, key=lambda run: (run.status == "done", run.started, run.run_id))
-    }
+    newest = _newest(runs)
     rows_of = [t for t in plan["trials"] if t.get("suggestion") is None]
     cells = [(Trial(t["id"], t["arm"], t["seed"]), newest.get(t["id"])) for t in rows_of]
     # a trial that stands in several arms has one run; which arms those are, the plan says
     found = [replace(run, arm=cell.arm, seed=cell.seed) for cell, run in cells if run is not None]
     done = [run for run in found if run.status == "done"]
 
+    code = plan.get("code", "")
+    alike = {run.id for run in done if not code or code in (run.code, run.replayed)}
     planned = {t["id"] for t in plan["trials"]}  # what a search tried is in no table, and not left out of it
     excluded = [
         *(_excluded(cell, NO_RUN) for cell, run in cells if run is None),
-        *(
-            _excluded(run, f"{run.status}: {run.error}".removesuffix(": "))
-            for run in found
-            if run.status != "done"
-        ),
+        *(_excluded(run, _unfinished(run)) for run in found if run.status != "done"),
         *(_excluded(run, OLD_PLAN) for run in newest.values() if run.id not in planned),
-    ]
-
-    code = plan.get("code", "")
-    alike = {run.id for run in done if not code or code in (run.code, run.replayed)}
-    excluded += [
-        Excluded(run.id, run.arm, run.seed, _of_other_code(run), odd=True)
-        for run in done
-        if run.id not in alike
+        *(replace(_excluded(run, _of_other_code(run)), odd=True) for run in done if run.id not in alike),
     ]
 
     def order(item: Trial | Excluded) -> tuple[int, int, str, str]:
@@ -268,6 +255,19 @@ def assemble(plan: Mapping[str, Any], runs: Iterable[Trial]) -> Results:
             run.id: run for run in newest.values() if run.id in planned - {cell.id for cell, _ in cells}
         },
     )
+
+
+def _newest(runs: Iterable[Trial]) -> dict[str, Trial]:
+    """Of each trial the last run that is done, or else the last."""
+    return {
+        run.id: run for run in sorted(runs, key=lambda run: (run.status == "done", run.started, run.run_id))
+    }
+
+
+def _arms(plan: Mapping[str, Any]) -> tuple[Arm, ...]:
+    flops = plan.get("flops", {})
+    arms = [Arm(a["name"], a["axes"], a["baseline"], flops.get(a["name"], 0.0)) for a in plan["arms"]]
+    return tuple(sorted(arms, key=lambda arm: arm.baseline))
 
 
 def _others(plan: Mapping[str, Any]) -> tuple[list[Trial], list[Excluded]]:
@@ -314,6 +314,10 @@ def _first(done: Iterable[Trial]) -> dict[str, float]:
 
 def _excluded(trial: Trial, reason: str) -> Excluded:
     return Excluded(trial.id, trial.arm, trial.seed, reason)
+
+
+def _unfinished(run: Trial) -> str:
+    return f"{run.status}: {run.error}".removesuffix(": ")
 
 
 def _of_other_code(run: Trial) -> str:

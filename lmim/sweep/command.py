@@ -160,23 +160,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def command(args: argparse.Namespace, words: Sequence[str]) -> int:
     """Plan, run, report; the exit code."""
-    sweep = ablation.load(
-        args.file,
-        scale=args.scale,
-        sets=args.sets,
-        seeds=args.seeds,
-        only=args.only or None,
-        yes=args.yes,
-    )
     out: Path = args.out.resolve()
-    record.check_file(sweep, out)
     root = out / "trials"
-    if args.max_seeds and not args.until_decided:
-        fail("--max-seeds", "expected with --until-decided alone")
-    args.max_seeds = args.max_seeds or sequential.MAX_SEEDS
-    if args.until_decided:
-        sweep = sequential.begin(sweep, out, args.max_seeds)
-    plan = Plan.read(sweep, root).settled()
+    plan = _planned(args, out)
     # stdout carries nothing but JSON when JSON was asked for
     console = Console(stderr=args.json, width=None if sys.stdout.isatty() else 120)
     todo = [*MISSING, *(["failed"] if args.retry_failed else [])]
@@ -199,22 +185,20 @@ def command(args: argparse.Namespace, words: Sequence[str]) -> int:
     stop = Stop(out / f".stop-{os.getpid()}-{secrets.token_hex(4)}")
     runs = bool(plan.missing(todo) or plan.stale() or any(search.left for search in plan.searches()))
     if runs:
+        tell = partial(say, console)
         cluster = (
             serial(root, stop)
             if args.serial
-            else on_ray(root, stop, args.address, args.max_concurrent, args.dashboard, partial(say, console))
+            else on_ray(root, stop, args.address, args.max_concurrent, args.dashboard, tell)
         )
         plan = bring_up_to_date(plan, args, uri, todo, stop, console, cluster, purse)
         if stop.signals > (purse.expired if purse else 0):
-            console.print(
-                f"Interrupted: {summary(plan)}. To go on:\n  {_again(words)}",
-                highlight=False,
-                soft_wrap=True,
-            )
+            line = f"Interrupted: {summary(plan)}. To go on:\n  {_again(words)}"
+            console.print(line, highlight=False, soft_wrap=True)
             return 130
     else:
         all_counts = "nothing is to run" if plan.excluded() else "nothing is missing"
-        console.print(f"{sweep.name}: {all_counts} ({summary(plan)})", highlight=False)
+        console.print(f"{plan.sweep.name}: {all_counts} ({summary(plan)})", highlight=False)
     # who won the last stage; seeds that were there already; what figures show
     if _see(plan, console) or not runs or plan.sweep.selects or plan.sweep.sequential:
         _open_tracker(uri, plan.sweep, out).close()
@@ -234,6 +218,25 @@ def command(args: argparse.Namespace, words: Sequence[str]) -> int:
         )
         return failed or 3
     return failed
+
+
+def _planned(args: argparse.Namespace, out: Path) -> Plan:
+    """What the file and the words ask for, and how far that is."""
+    sweep = ablation.load(
+        args.file,
+        scale=args.scale,
+        sets=args.sets,
+        seeds=args.seeds,
+        only=args.only or None,
+        yes=args.yes,
+    )
+    record.check_file(sweep, out)
+    if args.max_seeds and not args.until_decided:
+        fail("--max-seeds", "expected with --until-decided alone")
+    args.max_seeds = args.max_seeds or sequential.MAX_SEEDS
+    if args.until_decided:
+        sweep = sequential.begin(sweep, out, args.max_seeds)
+    return Plan.read(sweep, out / "trials").settled()
 
 
 def _again(words: Sequence[str]) -> str:

@@ -273,26 +273,10 @@ def on_ray(
     place = address and answering(address)
     scratch = Path(tempfile.mkdtemp(prefix="lmim-", dir="/tmp" if os.path.isdir("/tmp") else None))
     found = local_resources()
-    # before the import, which reads them
-    os.environ |= {
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-        "RAY_AIR_NEW_OUTPUT": "0",
-        "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-        "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "0",
-    }
-    if address is None:
-        os.environ |= {
-            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # every port on 127.0.0.1; of one host only
-            "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN": secrets.token_hex(32),
-        }
+    os.environ |= _settings(address)  # before the import, which reads them
     import ray
 
-    words = " ".join(sys.orig_argv)
-    if (harmless := redacted(words)) != words:  # Ray's dashboard tells everyone how its driver was called
-        ray._raylet.setproctitle(harmless)  # type: ignore[attr-defined]
+    _hide_secrets()
     own: dict[str, Any] = {
         "include_dashboard": dashboard,
         "num_cpus": math.floor(found.cpus),
@@ -328,6 +312,34 @@ def on_ray(
         if address is not None and (store := store_of(root.parent)) is not None:
             with contextlib.suppress(UserError):  # it does not answer
                 store.remove(f".{scratch.name}")
+
+
+def _settings(address: str | None) -> dict[str, str]:
+    """What Ray is told by its environment; of a cluster of our own, that it lets no stranger in."""
+    settings = {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+        "RAY_AIR_NEW_OUTPUT": "0",
+        "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "0",
+    }
+    if address is not None:
+        return settings
+    return settings | {
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # every port on 127.0.0.1; of one host only
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+    }
+
+
+def _hide_secrets() -> None:
+    """In how this process was called, which Ray's dashboard tells everyone."""
+    import ray
+
+    words = " ".join(sys.orig_argv)
+    if (harmless := redacted(words)) != words:
+        ray._raylet.setproctitle(harmless)  # type: ignore[attr-defined]
 
 
 def _alive() -> tuple[Resources, ...]:
@@ -414,30 +426,8 @@ def _fit(
         def stop_all(self) -> bool:
             return stop.wanted()
 
-    def request(job: Job, gpus: float) -> dict[str, Any]:
-        config = job.config(gpus)
-        whole = resources.share(config, alone=True)
-        share = whole if job.memory else resources.share(config)
-        return {
-            "root": str(root),
-            "store": store and store.uri,
-            "id": job.trial.id,
-            "evaluations": [asdict(one) for one in job.evaluations],
-            "replay": list(job.replay),
-            "ending": job.ending and job.ending.model_dump(),
-            "allowance": job.allowance and asdict(job.allowance),
-            "halt": str(stop.file),
-            "cwd": os.getcwd(),
-            "run": job.run(gpus),
-            "share": share,
-            "bundles": bundles_of(config),
-            "alone": share == whole,
-            "stall": config.run.stall_timeout,
-        }
-
-    store = store_of(root.parent)
     part = 1 / _packed(jobs, root.parent, stop, resources, say)
-    requests = [request(job, part) for job in jobs]
+    requests = [_request(job, part, root, stop, resources) for job in jobs]
     logging.getLogger("ray").setLevel(logging.ERROR)
     tuner = tune.Tuner(
         tune.with_resources(
@@ -457,6 +447,29 @@ def _fit(
         ),
     )
     tuner.fit()
+
+
+def _request(job: Job, gpus: float, root: Path, stop: Stop, resources: Resources) -> dict[str, Any]:
+    """What a worker is told of a trial; `gpus` is its part of one where that is left to us."""
+    config, store = job.config(gpus), store_of(root.parent)
+    whole = resources.share(config, alone=True)
+    share = whole if job.memory else resources.share(config)
+    return {
+        "root": str(root),
+        "store": store and store.uri,
+        "id": job.trial.id,
+        "evaluations": [asdict(one) for one in job.evaluations],
+        "replay": list(job.replay),
+        "ending": job.ending and job.ending.model_dump(),
+        "allowance": job.allowance and asdict(job.allowance),
+        "halt": str(stop.file),
+        "cwd": os.getcwd(),
+        "run": job.run(gpus),
+        "share": share,
+        "bundles": bundles_of(config),
+        "alone": share == whole,
+        "stall": config.run.stall_timeout,
+    }
 
 
 def _packed(

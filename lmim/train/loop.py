@@ -404,24 +404,8 @@ def _train(
     begun: float,
 ) -> State:
     """From the checkpoint to the end, or until a stop."""
-    config, earlier, old = run.config, replace(run.progress), folder.state()
-    folder.rewind(run.progress.step if resumed else -1)
-    before = folder.state() if resumed else State(rewinds=folder.state().rewinds, memory=old.memory)
-    journal = Journal(folder, before, report)
-    journal.set(
-        status="running",
-        error=None,
-        started=old.started or time.time(),
-        device=device_name(run.device),
-        host=platform.node(),
-        python=platform.python_version(),
-        pid=os.getpid(),
-        steps=run.steps,
-        epochs=config.optim.epochs,
-        code=joined(before.code, code_digest()),
-        commit=joined(before.commit, code_version()),
-        **libraries(),
-    )
+    earlier = replace(run.progress)
+    journal = _journal(run, folder, resumed, report)
 
     def keep_time() -> float:
         """Bring the hours up to date; the seconds. Others may have come this far with other processes."""
@@ -456,31 +440,61 @@ def _train(
         return bool(ended)
 
     if run.progress.step == 0:
-        initial = run.collapse_metrics() | run.nearest()
-        run.progress.initial_rank = initial["collapse/rank"]
-        run.progress.initial_spread = initial["collapse/spread"]
-        run.progress.initial_nn = initial["collapse/nn_top1"]
-        note(initial)
+        note(_first_look(run))
     end: End = "trained"
     if run.progress.step < run.steps:
-        gpus = run.device.type == "cuda"
         where = str(folder.root), folder.id, resumed
-        with processes.with_replicas(config.run.processes, gpus, replica, *where):
+        with processes.with_replicas(run.config.run.processes, run.device.type == "cuda", replica, *where):
             end = _steps(run, stop, over, note, save)
     if end == "interrupted":
         return journal.set(status="interrupted", step=run.progress.step, seconds=keep_time())
     if end in ("trained", "ended"):
         save(last=True)
     outcome, ratios = (PRUNED, {}) if ended.startswith(PRUNED) else _outcome(run, end)
-    results = {SECONDS: keep_time(), "system/core_seconds": run.progress.core_seconds}
-    if run.progress.gpu_seconds:
-        results["system/gpu_seconds"] = run.progress.gpu_seconds
-    if end == "ended":  # by its own pace
-        left = run.steps / run.progress.step - 1
-        results |= {SAVED[name]: seconds * left for name, seconds in results.items() if name in SAVED}
-    note(ratios | results, outcome=outcome, ended=ended, eta_seconds=0.0)
+    note(ratios | _took(run, keep_time(), end), outcome=outcome, ended=ended, eta_seconds=0.0)
     folder.sync()
     return journal.set(status="done", finished=time.time())
+
+
+def _journal(run: Run, folder: TrialFolder, resumed: bool, report: Report) -> Journal:
+    """The trial's, cut back to the checkpoint; it says that the trial runs, where, and by which code."""
+    old = folder.state()
+    folder.rewind(run.progress.step if resumed else -1)
+    before = folder.state() if resumed else State(rewinds=folder.state().rewinds, memory=old.memory)
+    journal = Journal(folder, before, report)
+    journal.set(
+        status="running",
+        error=None,
+        started=old.started or time.time(),
+        device=device_name(run.device),
+        host=platform.node(),
+        python=platform.python_version(),
+        pid=os.getpid(),
+        steps=run.steps,
+        epochs=run.config.optim.epochs,
+        code=joined(before.code, code_digest()),
+        commit=joined(before.commit, code_version()),
+        **libraries(),
+    )
+    return journal
+
+
+def _first_look(run: Run) -> dict[str, float]:
+    """What the encoder is before training, which a collapse is told by."""
+    found = run.collapse_metrics() | run.nearest()
+    run.progress.initial_rank = found["collapse/rank"]
+    run.progress.initial_spread = found["collapse/spread"]
+    run.progress.initial_nn = found["collapse/nn_top1"]
+    return found
+
+
+def _took(run: Run, seconds: float, end: "End") -> dict[str, float]:
+    """What the trial took, and what ending early has saved of it, by its own pace."""
+    took = {SECONDS: seconds, "system/core_seconds": run.progress.core_seconds}
+    if run.progress.gpu_seconds:
+        took["system/gpu_seconds"] = run.progress.gpu_seconds
+    left = run.steps / run.progress.step - 1 if end == "ended" else 0.0
+    return took | {SAVED[name]: much * left for name, much in took.items() if left and name in SAVED}
 
 
 End = Literal["trained", "ended", "diverged", "interrupted"]
