@@ -1,9 +1,10 @@
 """The comparison of the arms and their training curves, as Matplotlib figures without a screen."""
 
+import contextlib
 import io
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 from statistics import fmean
@@ -20,7 +21,8 @@ from matplotlib.ticker import MaxNLocator
 from lmim.analysis.results import Results
 from lmim.analysis.table import Row
 from lmim.files import write_atomic
-from lmim.metrics import COLLAPSED, RANK_RATIO
+from lmim.metrics import COLLAPSED, RANK_RATIO, full_name
+from lmim.plan.claims import parse_claim
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's palette without its yellow, which vanishes on white."""
@@ -30,6 +32,8 @@ GREY = "#6b6b6b"
 SMALL: Any = {"fontsize": 7.5, "color": GREY}
 
 CURVES = ("train/loss", "collapse/rank", "collapse/image_cosine")
+ACROSS = 3
+"""Panels of the comparison side by side."""
 MOST = 100
 """Arms that a figure shows: each trial's curves are asked for, and a picture has its greatest height."""
 
@@ -75,28 +79,47 @@ def comparison(results: Results, rows: Sequence[Row]) -> Figure:
     """A line an arm, a panel a metric: the mean on its 95 % t-interval, below it a point for each seed."""
     rows, note = first(rows, "Diamond: mean on its 95 % t-interval; small points: seeds; grey: baselines")
     with mpl.rc_context(STYLE):
-        metrics = [key for key in results.metrics if key != RANK_RATIO][:2]
-        metrics += [RANK_RATIO] if RANK_RATIO in results.metrics else []
-        widths = [1.6, *[1.0] * (len(metrics) - 1)]
+        metrics = _compared(results)
+        widths = [1.6, *[1.0] * (min(len(metrics), ACROSS) - 1)]
+        lines = math.ceil(len(metrics) / ACROSS)
         arms = sum(not row.baseline for row in rows)
         places = [index + (0.4 if row.baseline and arms else 0.0) for index, row in enumerate(rows)]
         bottom = max(places, default=0.0) + 0.6
         longest = max((len(row.arm) for row in rows), default=0)
-        size = (2.3 * sum(widths) + 0.085 * longest + 0.3, 1.35 + 0.4 * (bottom + 0.6))
+        size = (2.3 * sum(widths) + 0.085 * longest + 0.3, 0.75 + lines * (0.6 + 0.4 * (bottom + 0.6)))
         figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.08, wspace=0.04))
         FigureCanvasAgg(figure)
-        panels = figure.subplots(1, len(metrics), sharey=True, squeeze=False, width_ratios=widths)[0]
-        for axes, metric in zip(panels, metrics, strict=True):
+        grid = figure.subplots(lines, len(widths), sharey=True, squeeze=False, width_ratios=widths)
+        panels = [*grid.flat]
+        for spare in panels[len(metrics) :]:
+            spare.set_axis_off()
+        for axes, metric in zip(panels, metrics, strict=False):
             _panel(axes, metric, results, rows, places)
             if arms and arms < len(rows):
                 axes.axhline(places[arms] - 0.7, color="#c8c8c8", linewidth=0.8)
-        panels[0].set_yticks(places, [plain(row.arm) for row in rows])
         panels[0].set_ylim(bottom, -0.6)
-        for tick, row in zip(panels[0].get_yticklabels(), rows, strict=True):
-            tick.set(color=GREY if row.baseline else "#111111", style="italic" if row.baseline else "normal")
+        for axes in grid[:, 0]:
+            axes.set_yticks(places, [plain(row.arm) for row in rows])
+            for tick, row in zip(axes.get_yticklabels(), rows, strict=True):
+                style = "italic" if row.baseline else "normal"
+                tick.set(color=GREY if row.baseline else "#111111", style=style)
         figure.supxlabel(_note(results, note, figure), x=0.012, ha="left", **SMALL)
         _title(figure, results)
         return figure
+
+
+def _compared(results: Results) -> list[str]:
+    """The sweep's metric and those that claims name, or else the next one, and the rank ratio."""
+    others = [key for key in results.metrics if key not in (results.metric, RANK_RATIO)]
+    claimed = [key for key in _claimed(results) if key in others] or others[:1]
+    return [key for key in dict.fromkeys([results.metric, *claimed, RANK_RATIO]) if key in results.metrics]
+
+
+def _claimed(results: Results) -> Iterator[str]:
+    for text in results.claims:
+        with contextlib.suppress(ValueError):  # of an old plan: its verdict says so
+            if metric := parse_claim(text).metric:
+                yield full_name(metric)
 
 
 def _panel(axes: Axes, metric: str, results: Results, rows: Sequence[Row], places: Sequence[float]) -> None:

@@ -33,6 +33,19 @@ def test_names_are_no_formulas(tmp_path: Path) -> None:
     assert kinds == {f"{n}.png": png for n in names} | {f"{n}.pdf": pdf for n in names}
 
 
+def test_the_comparison_shows_what_claims_are_about() -> None:
+    """A verdict on a metric that no figure shows has to be believed."""
+    more = {f"eval/m{number}": {"label": f"m{number}", "unit": "", "better": "higher"} for number in range(4)}
+    runs = [replace(run, metrics=dict(run.metrics) | dict.fromkeys(more, 1.0 + run.seed)) for run in RUNS]
+    claims = ["cosine > mse on m2", "cosine > mse", "cosine > mse on m0", "cosine > mse on m3", "no claim"]
+    found = results.assemble(PLAN | {"claims": claims, "metrics": PLAN["metrics"] | more}, runs)
+    panels = figures.comparison(found, table.rows(found)).axes
+    labels = [axes.get_xlabel() for axes in panels if axes.axison]
+    assert labels == ["k-NN top-1 (%)", "m2", "m0", "m3", "rank ratio"]
+    plain = figures.comparison(found := results.assemble(PLAN, RUNS), table.rows(found)).axes
+    assert [axes.get_xlabel() for axes in plain] == ["k-NN top-1 (%)", "1-NN top-1 (%)", "rank ratio"]
+
+
 def test_arms_look_the_same_in_every_figure() -> None:
     """A reader follows an arm from figure to figure by its colour; no two arms may share their look."""
     rows = table.rows(results.assemble(PLAN, RUNS))
