@@ -75,6 +75,13 @@ class Masked(Split, Protocol):
         """
 
 
+class MaskedClips(Clips, Masked, Protocol):
+    """Clips of which it is told what each pixel shows."""
+
+    def read_whole_masks(self, index: int) -> UInt8[Tensor, "f h w"]:
+        """The masks of all frames of a clip, as large as they lie on disk: what a guess is scored on."""
+
+
 class Classed(Masked, Protocol):
     """Images of which the class of each pixel is told."""
 
@@ -148,6 +155,10 @@ class Subset:
     def read_masks(self, indices: Int[Tensor, " b"], side: int) -> UInt8[Tensor, "b *f side side"]:
         """The same of masks."""
         return cast(Masked, self.whole).read_masks(self.indices[indices], side)
+
+    def read_whole_masks(self, index: int) -> UInt8[Tensor, "f h w"]:
+        """The same of a clip's masks."""
+        return cast(MaskedClips, self.whole).read_whole_masks(int(self.indices[index]))
 
     def read_classes(self, indices: Int[Tensor, " b"], side: int) -> UInt8[Tensor, "b side side"]:
         """The same of each pixel's class."""
@@ -229,6 +240,11 @@ class ArrayClips(ArraySplit):
         pixels = self.images[indices[:, None].numpy(), times.numpy()]
         frames = self._shrunk(pixels.reshape(-1, *pixels.shape[2:]))
         return frames.view(*times.shape, *frames.shape[1:]), boxes
+
+    def read_whole_masks(self, index: int) -> UInt8[Tensor, "f h w"]:
+        """The masks of a clip, unscaled."""
+        assert self.masks is not None
+        return torch.from_numpy(self.masks[index].copy())
 
 
 def some(length: int, count: int) -> Int[Tensor, " n"]:

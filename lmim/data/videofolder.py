@@ -91,13 +91,25 @@ class ClipFolder(FolderSplit):
         path = self.root / self.names[index]
         try:
             last = _length(path) - 1
-            places = [round(time * last / max(self.frames - 1, 1)) for time in times]
-            images = dict(_frames(path, sorted({*places})))
-            return np.stack(
-                [_cut(images[place], side, box) for place, box in zip(places, boxes, strict=True)]
-            )
-        except (*UNREADABLE, LookupError) as error:
+        except UNREADABLE as error:
             raise UserError(f"{path}: cannot be read any more ({error}): restore it") from error
+        places = [round(time * last / max(self.frames - 1, 1)) for time in times]
+        return cut_clip(path, side, boxes, places)
+
+
+def cut_clip(
+    path: Path, side: int, boxes: Sequence[Sequence[float]], places: Sequence[int]
+) -> NDArray[np.uint8]:
+    """A box of each of these frames of a clip, `[v, side, side, 3]`.
+
+    Raises:
+        UserError: it cannot be read any more.
+    """
+    try:
+        images = dict(_frames(path, sorted({*places})))
+        return np.stack([_cut(images[place], side, box) for place, box in zip(places, boxes, strict=True)])
+    except (*UNREADABLE, LookupError) as error:
+        raise UserError(f"{path}: cannot be read any more ({error}): restore it") from error
 
 
 def _cut(image: Image.Image, side: int, box: Sequence[float]) -> NDArray[np.uint8]:

@@ -1,8 +1,9 @@
 """Video-object segmentation by label propagation: do the patches of one thing stay alike as it moves?
 
 As DAVIS is scored: the mask of a clip's first frame is given, and carried to the others by the likeness of
-frozen patch features (`propagation.py`); J and F are the official ones (`davis.py`). Clips are seen at the
-side that the encoder was trained on, normalised as its data were; DAVIS' own resolution is no part of this.
+frozen patch features (`propagation.py`); J and F are the official ones (`davis.py`), and scored on masks as
+large as they lie on disk. Clips are seen whole, at the side that the encoder was trained on and normalised as
+its data were: DINO's and Videowalk's figures are of frames 480 pixels high.
 """
 
 import math
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from lmim.data import Dataset
 from lmim.data.augment import WHOLE, crop
-from lmim.data.splits import Clips, Masked
+from lmim.data.splits import MaskedClips
 from lmim.evaluate import davis
 from lmim.evaluate.features import Frozen, Model
 from lmim.evaluate.propagation import DINO, VIDEOWALK, first_labels, hard_labels, propagate
@@ -69,8 +70,9 @@ class Followed:
 
     frames: Float[Tensor, "f c s s"]
     """Pixels, 0..1."""
-    truth: UInt8[Tensor, "f s s"]
-    found: UInt8[Tensor, "f s s"]
+    truth: UInt8[Tensor, "f h w"]
+    """As large as it lies on disk."""
+    found: UInt8[Tensor, "f h w"]
     """The first is given."""
 
 
@@ -78,18 +80,19 @@ def predicted(
     model: Model, data: Dataset, split: str, recipe: Whose = "dino", clips: int = 200
 ) -> Iterator[Followed]:
     """The clips of a split, at most so many, each with the masks that are propagated: for figures, too."""
-    how, source = RECIPES[recipe], getattr(data, split)
-    times = torch.arange(data.frames)[None]
-    boxes = WHOLE.reshape(1, 1, 4).expand(1, data.frames, 4)
+    how, source = RECIPES[recipe], cast(MaskedClips, getattr(data, split))
     for number in torch.linspace(0, len(source) - 1, min(clips, len(source))).long():
-        frames, seen = cast(Clips, source).read_clips(number[None], model.side, boxes, times)
+        truth = source.read_whole_masks(int(number))
+        times = torch.arange(len(truth))[None]
+        boxes = WHOLE.reshape(1, 1, 4).expand(1, len(truth), 4)
+        frames, seen = source.read_clips(number[None], model.side, boxes, times)
         features = model.patches(model.normalised(frames[0], seen[0]))
-        truth = cast(Masked, source).read_masks(number[None], model.side)[0].to(features.device)
+        truth = truth.to(features.device)
         rows = math.isqrt(features.shape[1])
         if rows**2 != features.shape[1] or model.side % rows:
             raise ValueError(f"video needs a square grid of patches, found {features.shape[1]} of them")
         patch, size = model.side // rows, (model.side, model.side)
         first = first_labels(truth[0], davis.objects_of(truth[0]), size, patch, how)
-        soft = propagate(features, first, how)
-        found = torch.stack([truth[0], *(hard_labels(one, patch, size, how) for one in soft)])
+        soft, large = propagate(features, first, how), (truth.shape[1], truth.shape[2])
+        found = torch.stack([truth[0], *(hard_labels(one, patch, large, how) for one in soft)])
         yield Followed(crop(frames[0], seen[0], model.side), truth, found)

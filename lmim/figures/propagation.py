@@ -3,6 +3,9 @@
 from typing import Literal
 
 import torch
+from jaxtyping import UInt8
+from torch import Tensor
+from torch.nn import functional as F
 
 from lmim.evaluate.video import predicted
 from lmim.figures import Arrays, Lacking, Subject, array
@@ -32,11 +35,17 @@ def propagation(
     opened = trial.open(data, path)
     if opened.frames < 2 or not opened.masks:
         raise Lacking(f"{opened.name} has no clips with masks")
-    count = min(frames, opened.frames)
-    times = torch.linspace(0, opened.frames - 1, count).round().long()
+    times = torch.linspace(0, opened.frames - 1, min(frames, opened.frames)).round().long()
     found = [*predicted(trial.model, opened, "test", recipe, clips)]
-    parts = {
-        name: array(torch.stack([getattr(one, name).cpu()[times] for one in found]))
-        for name in ("frames", "truth", "found")
+    side = trial.model.side
+    masks = {
+        name: array(torch.stack([_shown(getattr(one, name).cpu()[times], side) for one in found]))
+        for name in ("truth", "found")
     }
-    return parts | {"times": array(times)}
+    seen = torch.stack([one.frames.cpu()[times] for one in found])
+    return {"frames": array(seen), **masks, "times": array(times)}
+
+
+def _shown(masks: UInt8[Tensor, "f h w"], side: int) -> UInt8[Tensor, "f s s"]:
+    """Masks as large as the frames are shown."""
+    return F.interpolate(masks[None].float(), (side, side), mode="nearest-exact")[0].byte()
