@@ -89,7 +89,7 @@ def _clips(root: Path, split: str) -> list[str]:
     file = root / LISTS / f"{split}.txt"
     if not file.is_file():
         raise UserError(
-            f"data.path: {file} is no file: give a folder with {FRAMES}, {MASKS} and {LISTS}, as DAVIS has"
+            f"data.path: {file} is no file: give a folder like DAVIS', with {FRAMES}, {MASKS} and {LISTS}"
         )
     names = file.read_text().split()
     least = 2 if split == "train" else 1

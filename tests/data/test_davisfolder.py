@@ -125,6 +125,5 @@ def test_what_is_wrong_with_a_folder_is_said_in_a_line(tmp_path: Path) -> None:
     train.write_text("a")
     assert refused() == "ImageSets/2017/train.txt: 1 clips: expected 2 at least"
     train.unlink()
-    assert refused().startswith(
-        "data.path: ImageSets/2017/train.txt is no file: give a folder with JPEGImages"
-    )
+    told = "data.path: ImageSets/2017/train.txt is no file: give a folder like DAVIS', with JPEGImages"
+    assert refused().startswith(told)
