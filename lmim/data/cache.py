@@ -2,6 +2,8 @@
 
 import contextlib
 import fcntl
+import hashlib
+import json
 import os
 import shutil
 import sys
@@ -18,6 +20,11 @@ from lmim.errors import UserError
 from lmim.files import cache_root
 
 Item = TypeVar("Item")
+
+
+def digest(rows: object) -> str:
+    """Twelve hex digits over what JSON can say, such as the names and sizes of files."""
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:12]
 
 
 def cached_arrays(name: str, make: Callable[[], dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:

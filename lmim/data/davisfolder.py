@@ -9,7 +9,6 @@ A mask is as large as its frame, with one number a pixel: 0 is the ground, the o
 """
 
 import hashlib
-import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lmim.config import Data
-from lmim.data.cache import cached_arrays, noted
+from lmim.data.cache import cached_arrays, digest, noted
 from lmim.data.imagefolder import IMAGENET_MEAN, IMAGENET_STD, UNREADABLE, listed
 from lmim.data.reading import num_threads
 from lmim.data.splits import Dataset, hold_out, root_of
@@ -47,7 +46,7 @@ def davisfolder(data: Data) -> Dataset:
     names = [name for split in SPLITS for name in clips[split]]
     listing = [(name, listed(str(root / FRAMES / name)), listed(str(root / MASKS / name))) for name in names]
     # path, sizes and times tell whether to look again; they are no part of the version
-    key = f"davisfolder-{_digest([str(root.resolve()), clips, listing])}"
+    key = f"davisfolder-{digest([str(root.resolve()), clips, listing])}"
     found = cached_arrays(key, lambda: _look_at_all(root, clips))
     length = int(found["length"].min())
     parts, start = [], 0
@@ -111,7 +110,7 @@ def _look_at_all(root: Path, clips: dict[str, list[str]]) -> dict[str, NDArray[A
     return {
         "aspect": np.array([one[0] for one in found], np.float32),
         "length": np.array([one[1] for one in found]),
-        "version": np.array(_digest([clips, contents])),
+        "version": np.array(digest([clips, contents])),
     }
 
 
@@ -151,7 +150,3 @@ def _mask(path: Path) -> NDArray[np.uint8]:
         if image.mode not in ("L", "P"):
             raise UserError(f"{path}: {image.mode} pixels: expected one number of 0..255 for each")
         return np.asarray(image)
-
-
-def _digest(rows: object) -> str:
-    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:12]

@@ -6,7 +6,6 @@ out for the test: always the same images, whatever else is in the folder's path.
 
 import contextlib
 import hashlib
-import json
 import math
 import os
 import warnings
@@ -26,7 +25,7 @@ from torch import Tensor
 
 from lmim.config import Data
 from lmim.data.augment import WHOLE, central_boxes
-from lmim.data.cache import cached_arrays, noted
+from lmim.data.cache import cached_arrays, digest, noted
 from lmim.data.reading import num_threads
 from lmim.data.splits import Dataset, hold_out, root_of
 from lmim.errors import UserError
@@ -152,7 +151,7 @@ def open_folders(
         kept = [name for name in readable if name in chosen]
         labels = torch.tensor([label[name.split("/")[-2]] for name in kept])
         parts.append(FolderSplit(root, kept, labels, torch.tensor([readable[name] for name in kept])))
-    return parts[0], parts[1], classes, _digest([version, HELD_OUT]) if whole else version, skipped
+    return parts[0], parts[1], classes, digest([version, HELD_OUT]) if whole else version, skipped
 
 
 def _seen(
@@ -166,12 +165,12 @@ def _seen(
     folders = [(split, entry) for split, entries in splits.items() for entry in entries]
     # path, sizes and times tell whether to look again; they are no part of the version
     times = [(split, entry.name, entry.stat().st_mtime_ns) for split, entry in folders]
-    index = cache_root() / f"folders-{_digest([kind.word, str(root.resolve()), *times])}"
+    index = cache_root() / f"folders-{digest([kind.word, str(root.resolve()), *times])}"
     if planned and index.is_file() and (known := cache_root() / index.read_text()).is_dir():
         return cached_arrays(known.name, dict)
     listing = [(split, entry.name, *one) for split, entry in folders for one in kind.listed(entry.path)]
     names = [f"{split}/{name}/{file}".lstrip("/") for split, name, file, _, _ in listing]
-    cached = f"{kind.word}s-{_digest(['names', str(root.resolve()), classes, *listing])}"
+    cached = f"{kind.word}s-{digest(['names', str(root.resolve()), classes, *listing])}"
     found = cached_arrays(cached, lambda: _look_at_all(root, classes, names, kind))
     with contextlib.suppress(OSError):  # without it the next trial asks every file
         write_atomic(index, cached)
@@ -210,7 +209,7 @@ def _look_at_all(
     rows = [(name, content, aspect > 0) for name, (aspect, content) in zip(names, found, strict=True)]
     aspects = np.array([aspect for aspect, _ in found], np.float32)
     listed = np.frombuffer("\0".join(names).encode("utf-8", "surrogateescape"), np.uint8)
-    return {"names": listed, "aspect": aspects, "version": np.array(_digest([classes, *rows]))}
+    return {"names": listed, "aspect": aspects, "version": np.array(digest([classes, *rows]))}
 
 
 def _look(path: Path) -> tuple[float, str]:
@@ -258,7 +257,3 @@ def _folders(root: Path) -> list[os.DirEntry[str]]:
             "in train/ and val/"
         )
     return found
-
-
-def _digest(rows: Sequence[object]) -> str:
-    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:12]

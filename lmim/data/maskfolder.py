@@ -9,7 +9,6 @@ an object. An image's own label is the class of most of its labelled pixels.
 """
 
 import hashlib
-import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from torch import Tensor
 
 from lmim.config import Data
 from lmim.data.augment import central_boxes
-from lmim.data.cache import cached_arrays, noted
+from lmim.data.cache import cached_arrays, digest, noted
 from lmim.data.imagefolder import (
     EVALUATED,
     IMAGENET_MEAN,
@@ -51,7 +50,7 @@ def maskfolder(data: Data) -> Dataset:
     listing = {split: _listed(root, split) for split in SPLITS}
     # path, sizes and times tell whether to look again; they are no part of the version
     found = cached_arrays(
-        f"maskfolder-{_digest([str(root.resolve()), listing])}", lambda: _look_at_all(root, listing)
+        f"maskfolder-{digest([str(root.resolve()), listing])}", lambda: _look_at_all(root, listing)
     )
     parts, start = [], 0
     for split, files in listing.items():
@@ -133,7 +132,7 @@ def _look_at_all(root: Path, listing: dict[str, list[tuple[Any, ...]]]) -> dict[
         "aspect": np.array([one[0] for one in found], np.float32),
         "label": counts.argmax(axis=1).clip(1) - 1,
         "classes": np.array(counts.sum(axis=0).nonzero()[0].max()),
-        "version": np.array(_digest([(name, one[2]) for name, one in zip(names, found, strict=True)])),
+        "version": np.array(digest([(name, one[2]) for name, one in zip(names, found, strict=True)])),
     }
 
 
@@ -161,7 +160,3 @@ def _look(root: Path, name: str) -> tuple[float, NDArray[np.int64], str]:
     except UNREADABLE as error:
         raise UserError(f"{at}: cannot be read ({error}): restore or remove image and annotation") from error
     return size[0] / size[1], numbers, content
-
-
-def _digest(rows: object) -> str:
-    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:12]
