@@ -1,5 +1,6 @@
 """One trial on two hosts: its processes placed by real Ray, and what becomes of it when one is killed."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -68,18 +69,28 @@ def start(two: Hosts, file: Path) -> subprocess.Popen[str]:
 
 def replicas(two: Hosts, name: str) -> list[psutil.Process]:
     """The processes on a host that others' trials have placed there."""
-    running = [psutil.Process(pid) for pid in two.pids(name)]
-    return [one for one in running if "lmim.train.replica" in one.cmdline()]
+    found = []
+    for pid in two.pids(name):
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has ended since
+            if "lmim.train.replica" in (one := psutil.Process(pid)).cmdline():
+                found.append(one)
+    return found
 
 
 def placed(two: Hosts, file: Path, step: int) -> tuple[int, psutil.Process]:
     """The trial's own process and the other one, once it has passed a step on both hosts."""
-    (state,) = eventually(lambda: at_step(file, step), f"the trial passes step {step}")
-    away = two.second if state.host == two.first else two.first
-    (other,) = replicas(two, away)
-    assert not replicas(two, state.host)
-    assert state.pid in two.pids(state.host)
-    return state.pid, other
+
+    def both() -> tuple[int | None, str, psutil.Process] | None:
+        for state in at_step(file, step):
+            own, away = (two.first, two.second)[:: 1 if state.host == two.first else -1]
+            others = replicas(two, away)
+            if len(others) == 1 and state.pid in two.pids(own):  # else it is told of the one before
+                return state.pid, own, others[0]
+        return None
+
+    pid, own, other = eventually(both, f"the trial passes step {step} on both hosts")
+    assert not replicas(two, own)
+    return pid, other
 
 
 def listening(pid: int) -> dict[str, str]:
@@ -110,7 +121,7 @@ def test_a_trial_on_two_hosts(two: Hosts, expected: dict[str, Any], tmp_path: Pa
     (tmp_path / "go").touch()
     finish(job, 0)
     assert digits(file) == expected
-    eventually(lambda: not two.pids(), "no process is left on the hosts", 30)
+    eventually(lambda: not two.pids(), "no process is left on the hosts", 100)
 
 
 def test_a_process_is_killed_on_either_host(two: Hosts, expected: dict[str, Any], tmp_path: Path) -> None:
