@@ -7,11 +7,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import matplotlib
+import numpy as np
 import optuna
 import psutil
 import pytest
+from matplotlib import pyplot
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
+from optuna.visualization import matplotlib as plots
 
 from lmim.errors import UserError
 from lmim.metrics import VAL_NN
@@ -149,6 +153,21 @@ def test_every_arm_gets_its_budget_and_no_more(sweep: Sweep, tmp_path: Path) -> 
         now = over(ask(now, tmp_path), 1.0)
     assert [len(search.tried) for search in now.searches] == [6, 6]
     assert all(search.over for search in now.searches)
+
+
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+def test_optunas_own_plots_open_a_search(sweep: Sweep, tmp_path: Path) -> None:
+    """Whoever knows Optuna would have to learn another tool to look at a search."""
+    matplotlib.use("Agg")
+    asked = ask(sweep, tmp_path)
+    told = over(asked, 1.0)
+    advance(told.searches, tmp_path)
+    for search in told.searches:
+        study = study_of(search.study.identity, tmp_path)
+        drawn = plots.plot_optimization_history(study).collections[0]
+        assert len(np.asarray(drawn.get_offsets())) == len(search.tried)
+        assert plots.plot_slice(study) is not None
+    pyplot.close("all")
 
 
 def test_two_commands_do_not_both_ask(sweep: Sweep, tmp_path: Path) -> None:
