@@ -33,7 +33,7 @@ WIDE, NARROW, TALL = 180 / 25.4, 90 / 25.4, 225 / 25.4
 ACROSS = 6
 """Axes side by side."""
 REASON = "reason"
-ERROR = "eval/error"
+ERROR = "eval/error_"
 """How the errors begin that `robustness` measures, one a corruption."""
 NONE_YET = "nothing to draw is there: run the sweep again"
 
@@ -277,7 +277,7 @@ def _corruptions(one: Wanted, found: Results) -> Album:
     """Errors under corruptions over those of an arm, as arXiv 1903.12261 has them over AlexNet's."""
     arms = [arm.name for arm in found.arms]
     to = str(one.settings["to"]) or arms[0]
-    keys = [key for key in found.described if key.startswith(f"{ERROR}_")]
+    keys = [key for key in found.described if key.startswith(ERROR)]
     against = {trial.seed: trial.metrics for trial in found.of(to)}
     ratios = {
         arm: [r for t in found.of(arm) if (r := _over(t, against.get(t.seed, {}), keys))] for arm in arms

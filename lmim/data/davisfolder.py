@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -64,7 +64,7 @@ def davisfolder(data: Data) -> Dataset:
 class DavisClips(ClipFolder):
     """Clips and masks, decoded when they are asked for. Times are the numbers of frames."""
 
-    def read_masks(self, indices: Any, side: int) -> UInt8[Tensor, "b f side side"]:
+    def read_masks(self, indices: Int[Tensor, " b"], side: int) -> UInt8[Tensor, "b f side side"]:
         """The masks of whole frames, of each pixel what lies nearest; of clips of one length."""
         whole = [self.read_whole_masks(index)[None].float() for index in indices.tolist()]
         return torch.cat([F.interpolate(one, (side, side), mode="nearest-exact").byte() for one in whole])

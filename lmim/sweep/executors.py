@@ -358,7 +358,10 @@ def _telling_of_room(say: Callable[[str], None], every: float = 10.0) -> Iterato
     def watch() -> None:
         told = ""
         while not over.wait(every):
-            found = waits_for_a_node()
+            try:
+                found = waits_for_a_node()
+            except Exception:  # noqa: BLE001  the cluster is out of reach: who runs trials there says so
+                continue
             if found not in ("", told):
                 say(found)
             told = found
@@ -369,7 +372,7 @@ def _telling_of_room(say: Callable[[str], None], every: float = 10.0) -> Iterato
         yield
     finally:
         over.set()
-        watcher.join()
+        watcher.join(5.0)  # it may wait for a cluster that is gone
 
 
 def waits_for_a_node() -> str:
@@ -427,7 +430,14 @@ def _fit(
             return stop.wanted()
 
     part = 1 / _packed(jobs, root.parent, stop, resources, say)
-    requests = [_request(job, part, root, stop, resources) for job in jobs]
+    store = store_of(root.parent)
+    common = {
+        "root": str(root),
+        "store": store and store.uri,
+        "halt": str(stop.file),
+        "cwd": os.getcwd(),
+    }
+    requests = [common | _request(job, part, resources) for job in jobs]
     logging.getLogger("ray").setLevel(logging.ERROR)
     tuner = tune.Tuner(
         tune.with_resources(
@@ -449,21 +459,17 @@ def _fit(
     tuner.fit()
 
 
-def _request(job: Job, gpus: float, root: Path, stop: Stop, resources: Resources) -> dict[str, Any]:
-    """What a worker is told of a trial; `gpus` is its part of one where that is left to us."""
-    config, store = job.config(gpus), store_of(root.parent)
+def _request(job: Job, gpus: float, resources: Resources) -> dict[str, Any]:
+    """What a worker is told of this trial alone; `gpus` is its part of one where that is left to us."""
+    config = job.config(gpus)
     whole = resources.share(config, alone=True)
     share = whole if job.memory else resources.share(config)
     return {
-        "root": str(root),
-        "store": store and store.uri,
         "id": job.trial.id,
         "evaluations": [asdict(one) for one in job.evaluations],
         "replay": list(job.replay),
         "ending": job.ending and job.ending.model_dump(),
         "allowance": job.allowance and asdict(job.allowance),
-        "halt": str(stop.file),
-        "cwd": os.getcwd(),
         "run": job.run(gpus),
         "share": share,
         "bundles": bundles_of(config),

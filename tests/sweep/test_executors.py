@@ -105,6 +105,26 @@ def test_a_trial_that_waits_for_a_node_is_told_of(tmp_path: Path) -> None:
     ], "once, and nothing of one that only waits its turn"
 
 
+def test_a_cluster_out_of_reach_ends_no_telling(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wire that is cut for a while would show a traceback, or end the telling of what waits afterwards."""
+    answers: list[str | Exception] = [ConnectionError("no route"), "waits", ConnectionError("again"), "waits"]
+    asked, told = threading.Event(), list[str]()
+
+    def look() -> str:
+        if not answers:
+            asked.set()
+            return "waits"
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(executors, "waits_for_a_node", look)
+    with executors._telling_of_room(told.append, every=0.01):
+        assert asked.wait(60)
+    assert told == ["waits"]
+
+
 def test_the_cluster_lets_no_stranger_in(tmp_path: Path) -> None:
     """Otherwise anyone on the network, or another user of the host, runs code as the user of a sweep."""
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
