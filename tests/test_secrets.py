@@ -105,7 +105,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Found]:
     looked: dict[str, Found] = {}
     with serving(served, new_database(served)) as server:
         uri = server.uri.replace("://", f"://{IN_URI}@")
-        command = start(arguments(file, "--tracking-uri", uri, "--dashboard"), **GIVEN)
+        command = start(arguments(file, "--tracking-uri", uri, "--dashboard", epochs=4), **GIVEN)
         driver = psutil.Process(command.pid)
         try:
             (trial,) = eventually(lambda: at_step(file, 1), "the trial trains")
