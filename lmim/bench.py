@@ -34,7 +34,6 @@ from jaxtyping import Float, Int, UInt8
 from rich.console import Console
 from timm.models import vision_transformer
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from lmim import interop
 from lmim.command import Parser, exit_code, out_folder
@@ -47,9 +46,6 @@ from lmim.files import write_atomic
 from lmim.plan import ablation, cost, facts
 from lmim.sweep.crowd import MIB, Json, Steps, crowd, peak_memory
 from lmim.sweep.executors import local_resources
-from lmim.train import processes
-from lmim.train.batches import batches
-from lmim.train.loop import Run
 from lmim.trial.code import code_version
 from lmim.trial.evaluation import read_evaluations
 from lmim.trial.folder import TrialFolder
@@ -300,70 +296,6 @@ def spread(values: Sequence[float]) -> Json:
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
-class Shared:
-    """One process' part of a config's steps; gradients go by our exchange, or by PyTorch's that overlaps."""
-
-    def __init__(self, config: Config, overlapped: bool) -> None:
-        torch.manual_seed(0)  # the same noise
-        self.run = Run(config, noisy(config), torch.device("cpu"))
-        self.overlapped = overlapped
-        if overlapped:
-            self.run.forward = DistributedDataParallel(self.run.objective, broadcast_buffers=False)
-        place = 0, 10**6, processes.rank(), processes.size(), False
-        self.steps = batches(self.run.dataset.train, config, self.run.objective, *place)
-
-    def step(self) -> tuple[float, float]:
-        """The processor's seconds of a step's one micro-batch, and how many of them exchange gradients."""
-        (batch,) = next(self.steps)
-        scheduled = {name: torch.tensor(value) for name, value in self.run.scheduled().items()}
-        torch.manual_seed(0)
-        self.run.objective.zero_grad(set_to_none=True)
-        begun = time.process_time()
-        loss = self.run.losses(batch, scheduled)["loss"]
-        if self.overlapped:  # which takes the mean over processes
-            loss.backward()  # type: ignore[no-untyped-call]
-            return time.process_time() - begun, 0.0
-        (loss / processes.size()).backward()  # type: ignore[no-untyped-call]
-        computed = time.process_time()
-        processes.all_reduce(self.gradients())
-        return time.process_time() - begun, time.process_time() - computed
-
-    def gradients(self) -> list[Tensor]:
-        """Of all parameters that have one."""
-        return [one.grad for one in self.run.objective.parameters() if one.grad is not None]
-
-
-def exchange(steps: int = 30) -> list[Json]:
-    """What DistributedDataParallel takes over our own exchange: steps of two processes, in turns."""
-    entries = []
-    for name in ("latent_mim", "block_mim"):
-        say(f"gradients of {name} between two processes")
-        sweep, arm = OBJECTIVES[name]
-        base = config_of("demo", "cpu", sweep=ABLATIONS / f"{sweep}.yaml", arm=arm).model_dump()
-        shared = {"run.processes": 2, "optim.accumulate": 2, "optim.batch_size": 32}
-        config = Config.read(merge(base, shared))
-        with processes.with_replicas(2, False, _exchanging, config, steps):
-            entries.append({"objective": name} | _exchanged(config, steps))
-    return entries
-
-
-def _exchanging(team: processes.Team, rank: int, config: Config, steps: int) -> None:
-    with team.join(rank):
-        _exchanged(config, steps)
-
-
-def _exchanged(config: Config, steps: int) -> Json:
-    torch.set_num_threads(1)
-    ours, theirs = Shared(config, False), Shared(config, True)
-    ours.step(), theirs.step()  # the first is slow
-    pairs = [(*ours.step(), theirs.step()[0]) for _ in range(steps)]
-    return {
-        "same_gradients": all(map(torch.equal, ours.gradients(), theirs.gradients())),
-        "overlapped_over_own": spread([overlapped / own for own, _, overlapped in pairs]),
-        "exchange_of_own": spread([exchanged / own for own, exchanged, _ in pairs]),
-    }
-
-
 def at_once(scale: str, device: str, processes: int, seconds: float, judged: int) -> Json:
     """Speed and memory of so many trials at the same time; of one alone also the evaluation's time."""
     say(f"{processes} at once, {scale} scale, {device}")
@@ -528,7 +460,6 @@ def measure(quick: bool, skip: Sequence[str], mae: Path | None = None, large: bo
     if about["gpu"]:
         record["objectives"] += each_objective("gpu", "cuda", repeats, seconds)
         record["block_memory"] += block_memory("cuda")
-    record["exchange"] = [] if quick else exchange()
     record["judging"] = judging("cuda" if about["gpu"] else "cpu") if large else []
     record["mae"] = against_mae(mae, repeats, seconds) if mae else None
     ray = "sweep" not in skip and importlib.util.find_spec("ray")

@@ -10,13 +10,12 @@ number of them changes the result by rounding.
 """
 
 import contextlib
-import itertools
 import math
 import os
 import platform
 import re
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +23,7 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from lmim import objectives
 from lmim.config import Config
@@ -151,8 +151,9 @@ class Run:
         self.probe = self._probe()
         if config.run.checkpointing:
             recompute(self.objective)
-        forward = self.objective.forward
-        self.forward = torch.compile(forward) if config.run.compile else forward
+        if config.run.compile:
+            self.objective.compile()
+        self.forward: Callable[..., dict[str, Tensor]] = self.objective
 
     def _probe(self) -> Float[Tensor, "b c s s"]:
         """The images on which collapse is watched."""
@@ -175,8 +176,7 @@ class Run:
         batch = batch.each(lambda tensor: tensor.to(self.device, non_blocking=True))
         views = self.views(batch)
         with self.autocast():
-            found: dict[str, Tensor] = self.forward(views, batch.labels, batch.draw.own, scheduled)
-        return found
+            return self.forward(views, batch.labels, batch.draw.own, scheduled)
 
     def views(self, batch: MicroBatch) -> Float[Tensor, "b v c s s"]:
         """Its views, cropped on the device as they were drawn, and normalised."""
@@ -185,6 +185,35 @@ class Run:
         )
         crops = normalise(crop(images, boxes, self.objective.crop_side, mirrored), self.mean, self.std)
         return crops.view(*batch.images.shape[:2], *crops.shape[1:])
+
+    @contextlib.contextmanager
+    def shared(self) -> Iterator[None]:
+        """Make each step with the trial's other processes, while the block runs.
+
+        Raises:
+            RuntimeError: they do not stand where this one does.
+        """
+        if processes.size() == 1:
+            yield
+            return
+        weights = sum(parameter.double().sum().item() for parameter in self.objective.parameters())
+        processes.check_alike(self.progress.step, self.steps, self.dataset.version, weights)
+        # An objective may leave parameters out of a step. And where PyTorch must look for those, it keeps to
+        # its first order of adding up; else a trial that goes on would come to other sums than before.
+        shared = DistributedDataParallel(
+            self.objective, find_unused_parameters=True, gradient_as_bucket_view=True
+        )
+        shared.broadcast_buffers = False  # told so when it is made, it warns from PyTorch 2.15 on
+        self.forward = shared
+        yield
+        self.forward = self.objective
+
+    def exchanging(self, last: bool) -> contextlib.AbstractContextManager[None]:
+        """For a micro-batch's forward and backward pass: gradients are exchanged in the step's last one."""
+        if last or not isinstance(self.forward, DistributedDataParallel):
+            return contextlib.nullcontext()
+        alone: contextlib.AbstractContextManager[None] = self.forward.no_sync()
+        return alone
 
     def step(self, micro_batches: Iterable[MicroBatch]) -> None:
         """One optimiser step and what follows it. Nothing here waits for the device.
@@ -202,19 +231,23 @@ class Run:
         # tensors, because a compiled step would be compiled anew for another number
         scheduled = {name: torch.tensor(value) for name, value in self.scheduled().items()}
         figures = torch.zeros(0, device=self.device)
-        first = self.progress.step * config.optim.accumulate + processes.rank()
-        for number, batch in zip(itertools.count(first, processes.size()), micro_batches, strict=False):
+        accumulate, size = config.optim.accumulate, processes.size()
+        first = self.progress.step * accumulate + processes.rank()
+        numbers = range(first, (self.progress.step + 1) * accumulate, size)
+        for number, batch in zip(numbers, micro_batches, strict=True):
             # what an objective draws while it runs, such as dropout, is the micro-batch's too
             torch.manual_seed(generator(config.seed, "forward", number).initial_seed())
-            found = self.losses(batch, scheduled)
-            if "loss" not in found:
-                raise UserError(f"{config.objective}: its forward gives {', '.join(found)}, and no loss")
-            (found["loss"] / config.optim.accumulate).backward()  # type: ignore[no-untyped-call]
+            with self.exchanging(last=number == numbers[-1]):
+                found = self.losses(batch, scheduled)
+                if "loss" not in found:
+                    raise UserError(f"{config.objective}: its forward gives {', '.join(found)}, and no loss")
+                # of the processes' gradients the mean is taken
+                (found["loss"] / len(numbers)).backward()  # type: ignore[no-untyped-call]
             self.names = [*found, "grad_norm"]
-            now = torch.stack([*found.values()]).detach() / config.optim.accumulate
+            now = torch.stack([*found.values()]).detach() / accumulate
             figures = figures + now if len(figures) else now
         gradients = [parameter.grad for parameter in objective.parameters() if parameter.grad is not None]
-        processes.all_reduce([*gradients, figures])
+        processes.all_reduce(figures)
         norm = nn.utils.get_total_norm(gradients)
         if config.optim.clip_grad:
             nn.utils.clip_grads_with_norm_(objective.parameters(), config.optim.clip_grad, norm)
@@ -444,7 +477,8 @@ def _train(
     end: End = "trained"
     if run.progress.step < run.steps:
         where = str(folder.root), folder.id, resumed
-        with processes.with_replicas(run.config.run.processes, run.device.type == "cuda", replica, *where):
+        gpus = run.device.type == "cuda"
+        with processes.with_replicas(run.config.run.processes, gpus, replica, *where), run.shared():
             end = _steps(run, stop, over, note, save)
     if end == "interrupted":
         return journal.set(status="interrupted", step=run.progress.step, seconds=keep_time())
@@ -541,9 +575,6 @@ def _steps(run: Run, stop: Stop, over: Stop, note: Callable[..., None], save: Ca
     """
     config, progress = run.config, run.progress
     rank, size, pin = processes.rank(), processes.size(), run.device.type == "cuda"
-    if size > 1:
-        weights = sum(parameter.double().sum().item() for parameter in run.objective.parameters())
-        processes.check_alike(progress.step, run.steps, run.dataset.version, weights)
     look = run.per_epoch * config.watch.every_epochs
     if progress.step and progress.step % look == 0 and processes.broadcast(over()):
         return "ended"
@@ -588,7 +619,7 @@ def replica(team: processes.Team, rank: int, root: str, id: str, resumed: bool) 
     run = Run(config, open_planned(config), device)
     if resumed:
         run.go_on_from(checkpoint.load(folder.checkpoint))
-    with team.join(rank):
+    with team.join(rank), run.shared():
         _steps(run, lambda: False, lambda: False, lambda *_, **__: None, lambda: None)
 
 

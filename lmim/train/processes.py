@@ -1,8 +1,9 @@
 """Data parallel training: the processes of one trial that share each batch.
 
 The trial's own process is the first: it alone writes the trial's folder, hears a stop, and evaluates. The
-others, its replicas, hold the same weights, take their part of every step, and end with it. Gradients are
-added up once a step, so each process makes the same update: between GPUs by NCCL, between CPUs by gloo.
+others, its replicas, hold the same weights, take their part of every step, and end with it. The mean of their
+gradients is DistributedDataParallel's, so each process makes the same update: between GPUs by NCCL, between
+CPUs by gloo.
 
 On one machine the first process starts the others; they meet through a file that only their user can open,
 and talk on loopback alone. Replicas on several machines are started by whoever placed them (see
@@ -34,7 +35,6 @@ import psutil
 import torch
 from torch import Tensor, distributed
 from torch.distributed import FileStore, PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
-from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from lmim.errors import UserError, cause
 from lmim.trial.folder import RENDEZVOUS, ProcessKilled
@@ -55,12 +55,10 @@ def size() -> int:
     return distributed.get_world_size() if distributed.is_initialized() else 1
 
 
-def all_reduce(tensors: Sequence[Tensor]) -> None:
-    """Replace each tensor by its sum over all processes, in one exchange; does not wait for the device."""
+def all_reduce(tensor: Tensor) -> None:
+    """Replace it by its sum over all processes; does not wait for the device."""
     if size() > 1:
-        flat = parameters_to_vector(tensors)
-        distributed.all_reduce(flat)
-        vector_to_parameters(flat, tensors)
+        distributed.all_reduce(tensor)
 
 
 def broadcast(wish: bool) -> bool:
