@@ -45,7 +45,7 @@ from lmim.evaluate import judge
 from lmim.files import write_atomic
 from lmim.plan import ablation, cost, facts
 from lmim.sweep.crowd import MIB, Json, Steps, crowd, peak_memory
-from lmim.sweep.executors import local_resources
+from lmim.sweep.resources import local_resources
 from lmim.trial.code import code_version
 from lmim.trial.evaluation import read_evaluations
 from lmim.trial.folder import TrialFolder

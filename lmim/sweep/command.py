@@ -32,7 +32,8 @@ from lmim.errors import UserError, count, fail, listed, redacted
 from lmim.plan import ablation, cost, record, tokenizers
 from lmim.sweep import budget, sequential, studies
 from lmim.sweep.budget import Purse, read_budget
-from lmim.sweep.executors import Executor, Job, Stop, bundles_of, local_resources, on_ray, serial
+from lmim.sweep.executors import Executor, Job, Stop, on_ray, serial
+from lmim.sweep.resources import bundles_of, local_resources
 from lmim.sweep.screen import cost_line, saving, say, show_plan, summary, watch
 from lmim.sweep.standing import Plan, cost_of, machine_of
 from lmim.sweep.worker import RESTARTS, record_failure

@@ -10,7 +10,8 @@ from typing import Any
 from lmim.errors import UserError
 from lmim.plan import ablation, cost
 from lmim.plan.search import Searched
-from lmim.sweep.executors import Job, local_resources
+from lmim.sweep.executors import Job
+from lmim.sweep.resources import local_resources
 from lmim.sweep.studies import suggested
 from lmim.trial.folder import TrialFolder
 from lmim.trial.standing import NOT_COMPARED, Standing, standing

@@ -14,7 +14,7 @@ import pytest
 from lmim.config import Config, merge
 from lmim.plan import cost, facts
 from lmim.plan.located_yaml import scalar
-from lmim.sweep.executors import local_resources
+from lmim.sweep.resources import local_resources
 from lmim.trial.evaluation import read_evaluations
 from lmim.trial.folder import State
 from tests.sweep.running import TINY

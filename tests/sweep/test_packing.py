@@ -11,8 +11,8 @@ import pytest
 from lmim.config import Config, merge
 from lmim.plan.ablation import load
 from lmim.sweep import packing
-from lmim.sweep.executors import Resources
 from lmim.sweep.packing import Measured, fit
+from lmim.sweep.resources import Resources
 from lmim.trial.folder import TrialFolder
 from tests.sweep.running import REPOSITORY, TINY, write
 
@@ -88,7 +88,8 @@ import sys
 from pathlib import Path
 from lmim.plan.ablation import load
 from lmim.sweep import executors
-from lmim.sweep.executors import Job, Resources, Stop, on_ray
+from lmim.sweep.executors import Job, Stop, on_ray
+from lmim.sweep.resources import Resources
 from lmim.trial.folder import TrialFolder
 
 if __name__ == "__main__":

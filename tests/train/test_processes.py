@@ -21,7 +21,7 @@ import torch
 from lmim.config import Config, merge
 from lmim.errors import UserError
 from lmim.plan import cost
-from lmim.sweep.executors import Resources
+from lmim.sweep.resources import Resources
 from lmim.train.loop import train
 from lmim.trial.ending import Collapse, Ending
 from lmim.trial.evaluation import read_evaluations
