@@ -277,20 +277,27 @@ def _corruptions(one: Wanted, found: Results) -> Album:
     """Errors under corruptions over those of an arm, as arXiv 1903.12261 has them over AlexNet's."""
     arms = [arm.name for arm in found.arms]
     to = str(one.settings["to"]) or arms[0]
-    keys = [key for key in found.described if key.startswith(ERROR)]
+    entries: dict[str, list[str]] = {}  # robustness may be asked for twice, by other settings
+    for key in found.described:
+        if key.startswith(ERROR):
+            entries.setdefault(key.partition(".")[2], []).append(key)
     against = {trial.seed: trial.metrics for trial in found.of(to)}
-    ratios = {
-        arm: [r for t in found.of(arm) if (r := _over(t, against.get(t.seed, {}), keys))] for arm in arms
-    }
-    shown = [arm for arm in arms if ratios[arm]]
-    without = [arm for arm in arms if not ratios[arm]]
+    pages, missing = [], set() if entries else {*arms}
+    for keys in entries.values():
+        ratios = {
+            arm: [r for t in found.of(arm) if (r := _over(t, against.get(t.seed, {}), keys))] for arm in arms
+        }
+        missing |= {arm for arm in arms if not ratios[arm]}
+        if shown := [arm for arm in arms if ratios[arm]]:
+            pages.append(_ratios(shown, ratios, keys, found))
     caption = (
         f"Error under each corruption, a mean over five strengths, over the error of {to} at equal seed; "
         "the mean over the corruptions stands last, and by the arm with half of its 95 % t-interval over "
         "seeds. Below 1: fewer errors"
     )
-    notes = (f"{', '.join(without)}: no errors at a seed of {to} yet",) if without else ()
-    return Album(one.name, caption, (_ratios(shown, ratios, keys, found),) if shown else (), notes)
+    without = ", ".join(arm for arm in arms if arm in missing)
+    notes = (f"{without}: no errors at a seed of {to} yet",) if without else ()
+    return Album(one.name, caption, tuple(pages), notes)
 
 
 def _over(trial: Trial, to: Mapping[str, float], keys: Sequence[str]) -> list[float]:
@@ -305,7 +312,10 @@ def _ratios(
 ) -> Figure:
     """An arm a row, a corruption a column, their mean the last."""
     columns = [[interval(column) for column in zip(*ratios[arm], strict=True)] for arm in reversed(arms)]
-    labels = [found.label(key).removeprefix("error under ").removesuffix(" (%)") for key in keys]
+    told = [
+        found.label(key).removeprefix("error under ").removesuffix(" (%)").partition(", ") for key in keys
+    ]
+    labels, settings = [name for name, _, _ in told], told[0][2]
     means = [one[-1] for one in columns]
     names = [
         figures.plain(arm) + (f"\n{one.mean:.3f} ± {one.half:.3f}" if one.half else "")
@@ -323,6 +333,7 @@ def _ratios(
         for label in axis.get_xticklabels():
             label.set(ha="right", rotation_mode="anchor")
         axis.axvline(len(keys) - 0.5, color="white", linewidth=3)
+        axis.set_title(settings)
     return figure
 
 

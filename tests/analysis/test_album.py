@@ -13,9 +13,14 @@ from lmim.trial.figure import Figure
 from tests.analysis.builders import PLAN, RUNS
 
 ERRORS = {"eval/error_snow": 50.0, "eval/error_fog": 20.0}
-DESCRIBED = {
-    key: {"label": f"error under {key.rpartition('_')[2]}", "unit": "%", "better": "lower"} for key in ERRORS
-}
+FEWER = {f"{key}.images100": 3 * value for key, value in ERRORS.items()}
+"""Of a second entry in the sweep's file."""
+
+
+def described(*keys: str) -> dict[str, dict[str, str]]:
+    """What the report knows of these errors."""
+    said = {key: key.removeprefix("eval/error_").replace(".images100", ", images=100") for key in keys}
+    return {key: {"label": f"error under {said[key]}", "unit": "%", "better": "lower"} for key in keys}
 
 
 def test_errors_stand_over_those_of_the_arm_of_equal_seed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,11 +39,15 @@ def test_errors_stand_over_those_of_the_arm_of_equal_seed(monkeypatch: pytest.Mo
         return (1 + seed) * {"mse": 1.0, "cosine": 0.5}.get(arm, 2.0)
 
     runs = [
-        replace(run, metrics=dict(run.metrics) | {k: v * times(run.arm, run.seed) for k, v in ERRORS.items()})
+        replace(
+            run,
+            metrics=dict(run.metrics)
+            | {key: value * times(run.arm, run.seed) for key, value in (ERRORS | FEWER).items()},
+        )
         for run in RUNS
         if run.arm != "raw_pixels" and (run.arm, run.seed) != ("patch_discrimination", 2)
     ]
-    found = assemble(PLAN | {"metrics": PLAN["metrics"] | DESCRIBED}, runs)
+    found = assemble(PLAN | {"metrics": PLAN["metrics"] | described(*ERRORS)}, runs)
     (page,) = album._corruptions(Figure("corruptions", {"to": "mse"}), found).pages
     (data,) = drawn
     assert [*data["x"]] == ["snow", "fog", "mean"]
@@ -48,6 +57,12 @@ def test_errors_stand_over_those_of_the_arm_of_equal_seed(monkeypatch: pytest.Mo
     told = album._corruptions(Figure("corruptions", {"to": ""}), found)
     assert "over the error of mse" in told.caption, "the sweep's first arm"
     assert told.notes == ("raw_pixels: no errors at a seed of mse yet",)
+
+    both = assemble(PLAN | {"metrics": PLAN["metrics"] | described(*ERRORS, *FEWER)}, runs)
+    pages = album._corruptions(Figure("corruptions", {"to": "mse"}), both).pages
+    assert [page.axes[0].get_title() for page in pages] == ["", "images=100"]
+    for data in drawn[-2:]:
+        assert [*data["x"]] == ["snow", "fog", "mean"], "no mean over both entries"
 
     nothing = album._corruptions(Figure("corruptions", {"to": "mse"}), assemble(PLAN, RUNS))
     assert not nothing.pages
