@@ -6,6 +6,7 @@ from importlib import import_module
 
 import pytest
 import torch
+from hypothesis import settings
 from jaxtyping import install_import_hook
 
 install_import_hook(
@@ -17,6 +18,8 @@ install_import_hook(
 )
 import_module("lmim.survey")  # which planning then asks without another process
 os.environ.setdefault("LMIM_CACHE", tempfile.mkdtemp(prefix="lmim-cache-"))
+settings.register_profile("busy machine", deadline=None)
+settings.load_profile("busy machine")
 os.environ |= {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "1"}
 
 

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +47,10 @@ def placed(request: Mapping[str, Any]) -> Iterator[str]:
             host, port, is_master=True, wait_for_workers=False, master_listen_fd=os.dup(listener.fileno())
         )
     address, over = f"{host}:{port}", threading.Event()
-    begin = _beginning(request, address)
-    keeper = threading.Thread(target=_keep, args=(begin, request["bundles"], store, over), daemon=True)
+    group = ray.util.get_current_placement_group()
+    assert group is not None
+    given = _beginning(request, address, group), partial(_nodes, group), request["bundles"], store, over
+    keeper = threading.Thread(target=_keep, args=given, daemon=True)
     keeper.start()
     try:
         yield address
@@ -56,13 +59,12 @@ def placed(request: Mapping[str, Any]) -> Iterator[str]:
         keeper.join()
 
 
-def _beginning(request: Mapping[str, Any], address: str) -> Callable[[int, int], Any]:
+def _beginning(request: Mapping[str, Any], address: str, group: Any) -> Callable[[int, int], Any]:
     """What starts the process of a rank, in its bundle, for a team; its exit code is to come."""
     import ray
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-    group, share = ray.util.get_current_placement_group(), request["share"]
-    assert group is not None
+    share = request["share"]
 
     def begin(rank: int, team: int) -> Any:
         where = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank)
@@ -73,24 +75,53 @@ def _beginning(request: Mapping[str, Any], address: str) -> Callable[[int, int],
     return begin
 
 
-def _keep(begin: Callable[[int, int], Any], size: int, store: Any, over: threading.Event) -> None:
-    """Have a process for each rank but the first until it is over, and tell of each how it ended."""
+def _nodes(group: Any) -> dict[int, str]:
+    """The node of each bundle; empty while it has none."""
+    import ray
+
+    found: dict[int, str] = ray.util.placement_group_table(group)["bundles_to_node_id"]
+    return found
+
+
+def _keep(
+    begin: Callable[[int, int], Any],
+    nodes: Callable[[], Mapping[int, str]],
+    size: int,
+    store: Any,
+    over: threading.Event,
+) -> None:
+    """Have a process for each rank but the first until it is over, and tell of each how it ended.
+
+    Of a node that is lost the cluster knows before its tasks do: these wait for what a dead connection says.
+    """
     import ray
 
     running = {begin(rank, 0): (rank, 0) for rank in range(1, size)}
+    now = nodes()
     while not over.is_set():
-        for answer in ray.wait([*running], timeout=0.25)[0]:
+        ended = {answer: _code(answer) for answer in ray.wait([*running], timeout=0.25)[0]}
+        before, now = now, nodes()
+        for answer, (rank, _) in running.items():
+            if before[rank] not in ("", now[rank]):
+                ended.setdefault(answer, -signal.SIGKILL)
+        for answer, code in ended.items():
             rank, team = running.pop(answer)
-            try:
-                code = ray.get(answer)
-            except ray.exceptions.RayError:  # it went with its worker, or its node
-                code = -signal.SIGKILL
-            store.set(f"{team}/code {rank}", str(int(code)))
+            store.set(f"{team}/code {rank}", str(code))
             running[begin(rank, team + 1)] = rank, team + 1
     for answer in running:
         ray.cancel(answer)  # an interrupt, at which the process is killed
     for answer in ray.wait([*running], num_returns=len(running), timeout=PATIENCE)[1]:
         ray.cancel(answer, force=True)
+
+
+def _code(answer: Any) -> int:
+    """How a process ended."""
+    import ray
+
+    try:
+        return int(ray.get(answer))
+    except ray.exceptions.RayError:  # it went with its worker, or its node
+        return -signal.SIGKILL
 
 
 def _replica(request: Mapping[str, Any], address: str, rank: int, team: int) -> int:

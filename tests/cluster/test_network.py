@@ -32,12 +32,14 @@ def ray(two: Hosts, name: str, cwd: Path) -> None:
     on(two, name, ["ray", "start", "--block", "--disable-usage-stats", *where, *own], cwd)
 
 
-def start(two: Hosts, file: Path) -> subprocess.Popen[str]:
-    """The command, on the first host."""
-    words = arguments(file, "--address", HEAD, epochs=20)
-    eventually(
-        lambda: on(two, two.first, ["ray", "status", f"--address={HEAD}"], file.parent).wait() == 0, "Ray"
-    )
+def start(two: Hosts, file: Path, *more: str, nodes: int = 1) -> subprocess.Popen[str]:
+    """The command, on the first host, once so many are part of the cluster."""
+    words = arguments(file, "--address", HEAD, *more, epochs=20)
+
+    def status() -> str:
+        return on(two, two.first, ["ray", "status", f"--address={HEAD}"], file.parent).communicate()[0]
+
+    eventually(lambda: status().count(" node_") >= nodes, "Ray")
     return on(two, two.first, ["python", "-m", "lmim.sweep", *words], file.parent)
 
 

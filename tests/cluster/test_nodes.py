@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.cluster import test_network as network
 from tests.cluster.hosts import Hosts, hosts, why_not
 from tests.cluster.test_slurm import PACED, digits, finish
 from tests.sweep.running import arguments, at_step, eventually, folders, run, write
@@ -148,3 +149,22 @@ def test_a_process_is_killed_on_either_host(two: Hosts, expected: dict[str, Any]
     (folder,) = folders(file)
     told = (folder.path / "output.txt").read_text()
     assert told.count("process 1 of the trial was killed by SIGKILL; its checkpoint is kept") == 2
+
+
+def test_a_host_is_lost_and_another_joins(two: Hosts, expected: dict[str, Any], tmp_path: Path) -> None:
+    """Otherwise the processes that are left wait for ever and nobody knows for what, or the trial is over."""
+    file = sweep(tmp_path)
+    for name in (two.first, two.second):
+        network.ray(two, name, tmp_path)
+    command = network.start(two, file, *(word for one in TWO for word in ("--set", one)), nodes=2)
+    placed(two, file, 5)
+    two.cut()  # first, so that nothing is told to the head
+    two.kill(two.second)
+    assert command.stdout is not None
+    told = (line for line in command.stdout if "a trial waits for a node" in line)
+    assert "it asks for 2 x 1 cores" in next(told)
+    two.mend()
+    network.ray(two, two.second, tmp_path)
+    (tmp_path / "go").touch()
+    finish(command, 0)
+    assert digits(file) == expected

@@ -11,7 +11,6 @@ from torch import Tensor
 from lmim.data.augment import RATIO, WHOLE, central_boxes, crop, normalise, sample_boxes
 
 aspects = st.lists(st.floats(0.05, 20), min_size=1, max_size=8).map(torch.tensor)
-unhurried = settings(deadline=None)  # the machine may be busy
 seeds = st.integers(0, 2**32 - 1)
 
 
@@ -24,7 +23,6 @@ def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-@unhurried
 @given(aspect=aspects, min_scale=st.floats(0.001, 1), seed=seeds)
 def test_boxes_never_leave_the_image(aspect: Tensor, min_scale: float, seed: int) -> None:
     """A box over the edge would train on smeared border pixels."""
@@ -34,7 +32,6 @@ def test_boxes_never_leave_the_image(aspect: Tensor, min_scale: float, seed: int
     assert (torch.stack([left + width, top + height]) <= 1 + 1e-6).all()
 
 
-@unhurried
 @given(aspect=aspects, min_scale=st.floats(0.001, 1), seed=seeds)
 def test_boxes_have_a_permitted_ratio_in_the_original(aspect: Tensor, min_scale: float, seed: int) -> None:
     """Boxes sampled on the squeezed canvas would stretch every image that is not square."""
@@ -44,7 +41,7 @@ def test_boxes_have_a_permitted_ratio_in_the_original(aspect: Tensor, min_scale:
     assert (ratio <= RATIO[1] + 1e-4).all()
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(min_scale=st.floats(0.05, 1), seed=seeds)
 def test_areas_and_ratios_are_spread_as_the_recipe_says(min_scale: float, seed: int) -> None:
     """A wrong distribution changes the method's results without an error."""
@@ -67,7 +64,6 @@ def test_an_aspect_that_no_try_fits_gets_the_largest_central_box() -> None:
     assert left == pytest.approx((1 - width) / 2)
 
 
-@unhurried
 @given(canvas=st.integers(2, 40), channels=st.sampled_from([1, 3]))
 def test_identity_crop_returns_the_image(canvas: int, channels: int) -> None:
     """A crop of the whole that shifts or blurs would spoil evaluation and every trial with it."""
@@ -76,7 +72,6 @@ def test_identity_crop_returns_the_image(canvas: int, channels: int) -> None:
     torch.testing.assert_close(out, images / 255, rtol=0, atol=1e-5)
 
 
-@unhurried
 @given(x=st.integers(0, 11), y=st.integers(0, 11), width=st.integers(1, 12), height=st.integers(1, 12))
 def test_a_box_on_whole_pixels_is_that_part_of_the_image(x: int, y: int, width: int, height: int) -> None:
     """Left and top, or width and height, taken for each other would pass on every square test."""
@@ -86,7 +81,6 @@ def test_a_box_on_whole_pixels_is_that_part_of_the_image(x: int, y: int, width: 
     torch.testing.assert_close(out, images[:, :, y : y + side, x : x + side] / 255, rtol=0, atol=1e-5)
 
 
-@unhurried
 @given(seed=seeds)
 def test_mirrored_images_are_mirrored_and_nothing_else(seed: int) -> None:
     """A flip that also moved the crop would make flipping two changes at once."""
@@ -97,7 +91,6 @@ def test_mirrored_images_are_mirrored_and_nothing_else(seed: int) -> None:
     torch.testing.assert_close(flipped, expected, rtol=0, atol=1e-5)
 
 
-@unhurried
 @given(aspect=aspects, keep=st.floats(0.1, 1))
 def test_central_boxes_are_squares_of_the_shorter_edge(aspect: Tensor, keep: float) -> None:
     """Evaluation must see every image in its true proportions, as much of it as the protocol says."""

@@ -293,7 +293,6 @@ def only_user_errors(path: Path) -> None:
 
 fuzz = settings(
     max_examples=150,
-    deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )

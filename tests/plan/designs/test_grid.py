@@ -52,7 +52,6 @@ def test_a_mistake_in_exclude_is_named_with_its_line(folder: "Folder", text: str
 
 @settings(
     max_examples=150,
-    deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
