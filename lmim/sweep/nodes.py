@@ -76,10 +76,13 @@ def _beginning(request: Mapping[str, Any], address: str, group: Any) -> Callable
 
 
 def _nodes(group: Any) -> dict[int, str]:
-    """The node of each bundle; empty while it has none."""
+    """The node of each bundle, empty while it has none; of no bundle while the cluster does not answer."""
     import ray
 
-    found: dict[int, str] = ray.util.placement_group_table(group)["bundles_to_node_id"]
+    try:
+        found: dict[int, str] = ray.util.placement_group_table(group)["bundles_to_node_id"]
+    except Exception:  # noqa: BLE001  its head is out of reach: Ray itself gives up where it stays so
+        return {}
     return found
 
 
@@ -100,9 +103,9 @@ def _keep(
     now = nodes()
     while not over.is_set():
         ended = {answer: _code(answer) for answer in ray.wait([*running], timeout=0.25)[0]}
-        before, now = now, nodes()
+        before, now = now, nodes() or now
         for answer, (rank, _) in running.items():
-            if before[rank] not in ("", now[rank]):
+            if before.get(rank, "") not in ("", now.get(rank)):
                 ended.setdefault(answer, -signal.SIGKILL)
         for answer, code in ended.items():
             rank, team = running.pop(answer)
