@@ -286,7 +286,6 @@ def environment(gpu: bool) -> dict[str, str]:
     found = {key: value for key, value in os.environ.items() if key not in WITHHELD}
     found["PYTHONPATH"] = os.pathsep.join(paths)
     found["OMP_NUM_THREADS"] = found["MKL_NUM_THREADS"] = "1"
-    found.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # see lmim/train/__init__.py
     if not gpu:  # num_gpus=0 would leave every GPU in sight
         found["CUDA_VISIBLE_DEVICES"] = ""
     return found
