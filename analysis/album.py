@@ -282,12 +282,12 @@ def _corruptions(one: Wanted, found: Results) -> Album:
         if key.startswith(ERROR):
             entries.setdefault(key.partition(".")[2], []).append(key)
     against = {trial.seed: trial.metrics for trial in found.of(to)}
-    pages, missing = [], set() if entries else {*arms}
+    pages, without = [], [] if entries else arms
     for keys in entries.values():
         ratios = {
             arm: [r for t in found.of(arm) if (r := _over(t, against.get(t.seed, {}), keys))] for arm in arms
         }
-        missing |= {arm for arm in arms if not ratios[arm]}
+        without = [arm for arm in arms if arm in without or not ratios[arm]]
         if shown := [arm for arm in arms if ratios[arm]]:
             pages.append(_ratios(shown, ratios, keys, found))
     caption = (
@@ -295,8 +295,7 @@ def _corruptions(one: Wanted, found: Results) -> Album:
         "the mean over the corruptions stands last, and by the arm with half of its 95 % t-interval over "
         "seeds. Below 1: fewer errors"
     )
-    without = ", ".join(arm for arm in arms if arm in missing)
-    notes = (f"{without}: no errors at a seed of {to} yet",) if without else ()
+    notes = (f"{', '.join(without)}: no errors at a seed of {to} yet",) if without else ()
     return Album(one.name, caption, tuple(pages), notes)
 
 

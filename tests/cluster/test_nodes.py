@@ -20,18 +20,15 @@ from tests.sweep.running import arguments, at_step, eventually, folders, run, wr
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 TWO = [
-    "run.processes=2",
-    "run.placement=cluster",
-    "run.device=cpu",
-    "optim.batch_size=32",
-    "optim.accumulate=2",
+    *("--set", "run.processes=2", "--set", "run.placement=cluster", "--set", "run.device=cpu"),
+    *("--set", "optim.batch_size=32", "--set", "optim.accumulate=2"),
 ]
 """Each host has one core, so that two processes must spread."""
 
 
 def words(file: Path, *more: str) -> list[str]:
     """The arguments of a trial on two hosts."""
-    return arguments(file, *(word for setting in TWO for word in ("--set", setting)), *more, epochs=20)
+    return arguments(file, *TWO, *more, epochs=20)
 
 
 def sweep(folder: Path) -> Path:
@@ -156,7 +153,7 @@ def test_a_host_is_lost_and_another_joins(two: Hosts, expected: dict[str, Any], 
     file = sweep(tmp_path)
     for name in (two.first, two.second):
         network.ray(two, name, tmp_path)
-    command = network.start(two, file, *(word for one in TWO for word in ("--set", one)), nodes=2)
+    command = network.start(two, file, *TWO, nodes=2)
     placed(two, file, 5)
     two.cut()  # first, so that nothing is told to the head
     two.kill(two.second)

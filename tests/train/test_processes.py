@@ -146,7 +146,7 @@ def test_processes_share_a_step_without_changing_it(tmp_path: Path, change: dict
     for processes in (1, 2):
         config = Config.read(merge(tree, {"run.processes": processes}) | {"sources": {"mine.py": SPARING}})
         folder = TrialFolder(tmp_path / str(processes), config.identity)
-        assert train(config, folder).status == "done"
+        assert train(config, folder).outcome == "learned"
         journals.append([row for row in series(folder) if "train/loss" in row])
     alone, shared = journals
     assert len(alone) == 12
