@@ -72,8 +72,12 @@ DEEP = {
     **{"encoder.heads": 3, "decoder.width": 96, "decoder.heads": 3, "optim.batch_size": 64},
 }
 """Enough layers and patches for activations to be what takes the memory."""
-OF_ALL_FEATURES = ("nn", "knn", "linear", "retrieval", {"linear_sgd": {"epochs": 1}})
-"""Protocols that look at the features of all images; SGD's has 90 epochs by default."""
+OF_ALL_IMAGES = (
+    *("nn", "knn", "linear", "retrieval", {"linear_sgd": {"epochs": 1}}, {"fewshot": {"draws": 1}}),
+    *({"attentive": {"epochs": 1}}, "robustness", "collapse", "invariance"),
+)
+"""Protocols that look at all images of the data. By default `linear_sgd` has 90 epochs, `attentive` 20, and
+`fewshot` draws five times."""
 THEIRS = {"img_size": 224, "patch_size": 16, "embed_dim": 192, "depth": 12, "num_heads": 3} | {
     **{"decoder_embed_dim": 128, "decoder_depth": 4, "decoder_num_heads": 4, "mask_ratio": 0.75},
     **{"mlp_ratio": 4.0, "norm_pix_loss": True},
@@ -326,13 +330,13 @@ def evaluation(most: int, config: Config, steps: Steps) -> Json:
 
 
 def judging(device: str, train: int = 1_281_167, judged: int = 50_000, width: int = 768) -> list[Json]:
-    """What protocols take that learn of all training features at once, at ImageNet's size unless told less.
+    """What protocols take that look at all images, at ImageNet's size unless told less.
 
-    Each in a process of its own, on noise. Its peak memory has in it what of the features' file is mapped,
-    which the system takes back where it is short.
+    Each in a process of its own, on noise, with four patches an image. Its peak memory has in it what
+    of the features' file is mapped, which the system takes back where it is short.
     """
     entries = []
-    for protocol in OF_ALL_FEATURES:
+    for protocol in OF_ALL_IMAGES:
         say(f"judging {judged:,} images by {train:,}, {device}: {protocol}")
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
             found = pool.submit(_judging, protocol, device, train, judged, width).result()
@@ -347,7 +351,11 @@ def _judging(protocol: Any, device: str, train: int, judged: int, width: int) ->
     def encode(images: Float[Tensor, "b c s s"]) -> Float[Tensor, "b d"]:
         return torch.randn(len(images), width, device=images.device)
 
-    ((_, told),) = judge(encode, dataset, 8, read_evaluations([protocol]), torch.device(device))
+    def patches(images: Float[Tensor, "b c s s"]) -> Float[Tensor, "b 4 d"]:
+        return torch.randn(len(images), 4, width, device=images.device)
+
+    asked = read_evaluations([protocol])
+    ((_, told),) = judge(encode, dataset, 8, asked, torch.device(device), patches=patches)
     found: Json = {"seconds": told.seconds, "error": told.error or None}
     if device == "cuda":
         found["peak_gpu_mib"] = torch.cuda.max_memory_allocated() / MIB

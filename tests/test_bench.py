@@ -116,7 +116,7 @@ def test_trials_at_once_are_added_up(record: dict[str, Any]) -> None:
 def test_what_judging_takes_is_measured_of_real_protocols() -> None:
     """Otherwise the memory that ImageNet needs is that of a protocol that failed, or of another process."""
     found = bench.judging("cpu", train=600, judged=300, width=16)
-    assert [one["error"] for one in found] == [None] * len(bench.OF_ALL_FEATURES)
+    assert [one["error"] for one in found] == [None] * len(bench.OF_ALL_IMAGES)
     assert all(one["seconds"] > 0 for one in found)
     assert all(100 < one["peak_rss_mib"] < 8192 for one in found)
 
