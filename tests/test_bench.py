@@ -126,7 +126,7 @@ def test_a_dry_run_reads_what_the_bench_wrote(quick: Path) -> None:
     (name, record), *_ = cost.read_records(quick)
     assert (name, record["format"]) == ("results/bench.json", cost.FORMAT)
     config = bench.config_of("demo", "cpu")
-    found = cost.estimate([(config, 10)], [], cost.Machine(1, 0), [(name, record)])
+    found = cost.estimate([cost.Missing(config, 10)], [], cost.Machine(1, 0), [(name, record)])
     assert found is not None
     speed = record["training"][0]["images_per_second"]["median"]
     assert found.wall_seconds == pytest.approx(10 * 156 * 128 / speed, rel=0.5)

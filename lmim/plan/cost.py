@@ -10,11 +10,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median
-from typing import Any
+from typing import Any, NamedTuple
 
 from lmim.config import Config
 from lmim.plan import facts
-from lmim.trial.evaluation import Evaluation
+from lmim.trial.evaluation import Evaluation, Result
 from lmim.trial.folder import State
 
 SHIPPED = Path(__file__).parents[1] / "analysis" / "benchmarks"
@@ -119,42 +119,59 @@ class Estimate:
     """Of each trial, in the order in which they were given."""
 
 
+class Missing(NamedTuple):
+    """A trial that is not yet all there."""
+
+    config: Config
+    epochs: int
+    """Those left to train."""
+    evaluations: Sequence[Evaluation] = ()
+    """Those left to judge it by; the features, neighbours and the probe are in its work."""
+
+
+class Finished(NamedTuple):
+    """A trial that ran."""
+
+    config: Config
+    state: State
+    results: Sequence[Result] = ()
+    """What it was judged by."""
+
+
 def estimate(
-    missing: Sequence[tuple[Config, int]],
-    finished: Sequence[tuple[Config, State]],
+    missing: Sequence[Missing],
+    finished: Sequence[Finished],
     machine: Machine,
     records: Sequence[tuple[str, Mapping[str, Any]]],
-    evaluations: Sequence[Evaluation] = (),
 ) -> Estimate | None:
-    """The cost of the `missing` configs, each with its epochs left; None where nothing was measured.
-
-    `evaluations` are how each is judged; the features, neighbours and the probe are in its work.
-    """
+    """The cost of what is `missing`; None where nothing was measured."""
     if not missing:
         return Estimate(0.0, 0, 0.0, 0.0, "")
-    wanted = {kind(config, machine.device(config)) for config, _ in missing}
-    alike = [(c, s) for c, s in finished if s.status == "done" and kind(c, _device(s)) in wanted]
-    work = works([config for config, _ in [*missing, *alike]])
+    wanted = {kind(one.config, machine.device(one.config)) for one in missing}
+    done = [one for one in finished if one.state.status == "done"]
+    alike = [one for one in done if kind(one.config, _device(one.state)) in wanted]
+    work = works([*(one.config for one in missing), *(one.config for one in alike)])
     measured = _measured(alike, work, machine, records)
     slots = [0.0]
     hours = {"cpu": 0.0, "cuda": 0.0}
     bases: dict[str, None] = {}
     seconds: list[float] = []
-    for config, epochs in missing:
+    for config, epochs, evaluations in missing:
         device, own = machine.device(config), work[config.arm]
         rates = _recorded(config, own, machine, records)
         like = measured.get(kind(config, device))
         if rates is None and like is None:
             return None
-        fixed, pace = like or (TRIAL_SECONDS, 1.0)
-        judging = 0.0 if like else _judging(config, evaluations, own, rates)  # which like ones were, too
+        fixed, pace, judged = like or (TRIAL_SECONDS, 1.0, {})
+        tuning = pace * _epoch(config, own, rates)
+        judging = _judging(config, evaluations, tuning, judged)
         seconds.append(fixed + pace * _moving(config, epochs, own, rates) + judging)
         basis = "by like trials that are done" if like else rates[2] if rates else ""
         bases[basis] = None
         share = config.run.processes * (config.run.gpu_share if device == "cuda" else config.run.cpus)
         hours[device] += seconds[-1] * share / 3600
         slots = max(slots, [0.0] * machine.slots(config), key=len)
-    if any(facts.data_of(config).error for config, _ in missing):
+    if any(facts.data_of(config).error for config, *_ in missing):
         bases["taking data that are not here for ImageNet-1k"] = None
     for one in sorted(seconds, reverse=True):  # each trial goes to the slot that is free first
         slots[slots.index(min(slots))] += one
@@ -184,19 +201,38 @@ NOMINAL: Rates = (1e10, 1e10, "")
 
 def _moving(config: Config, epochs: int, work: Work, rates: Rates | None) -> float:
     """The seconds that hang on how much a trial has to do."""
-    training, evaluation, _ = rates or NOMINAL
-    epoch = max(work.epoch / (training * config.run.processes), work.steps * STEP_SECONDS)
-    return epochs * epoch + work.evaluation / evaluation  # which is the first process' alone
+    _, evaluation, _ = rates or NOMINAL
+    judging = work.evaluation / evaluation  # which is the first process' alone
+    return epochs * _epoch(config, work, rates) + judging
 
 
-def _judging(config: Config, evaluations: Iterable[Evaluation], work: Work, rates: Rates | None) -> float:
-    """The seconds of the further protocols, by their own files, as if on a core."""
-    data, (training, _, _) = facts.data_of(config), rates or NOMINAL
+def _epoch(config: Config, work: Work, rates: Rates | None) -> float:
+    training, *_ = rates or NOMINAL
+    return max(work.epoch / (training * config.run.processes), work.steps * STEP_SECONDS)
+
+
+def _judging(
+    config: Config, evaluations: Iterable[Evaluation], epoch: float, measured: Mapping[str, float]
+) -> float:
+    """The seconds of the further protocols: those of like trials, or by their own files, as if on a core.
+
+    One that trains takes the trial's own seconds an epoch.
+    """
+    data = facts.data_of(config)
     images = min(data.train, config.data.train_images or data.train) + data.test
-    asked = [one for one in evaluations if one.applies(config)]
-    epochs = sum(one.epochs for one in asked)
-    tuned = epochs * work.epoch / (training * config.run.processes)
-    return sum(one.seconds for one in asked) * images / SECONDS_OF + tuned
+    asked = [one for one in evaluations if _further(one) and one.applies(config)]
+    return sum(
+        measured.get(_settled(one), one.seconds * images / SECONDS_OF + one.epochs * epoch) for one in asked
+    )
+
+
+def _further(one: Evaluation) -> bool:
+    """Whether a protocol is priced by itself, as it takes more than the features that all share."""
+    return one.seconds + one.epochs > 0
+
+
+def _settled(one: Evaluation) -> str:
+    return f"{one.protocol} {json.dumps(one.settings, sort_keys=True)}"
 
 
 SECONDS_OF = 24_000
@@ -204,29 +240,40 @@ SECONDS_OF = 24_000
 
 
 def _measured(
-    finished: Iterable[tuple[Config, State]],
+    finished: Iterable[Finished],
     work: Mapping[str, Work],
     machine: Machine,
     records: Sequence[tuple[str, Mapping[str, Any]]],
-) -> dict[str, tuple[float, float]]:
-    """Of each kind of trial its fixed seconds, and by what factor the others are longer than reckoned.
+) -> dict[str, tuple[float, float, Mapping[str, float]]]:
+    """Of each kind of trial its fixed seconds, by what factor the others are longer than reckoned, and the
+    seconds of each further protocol.
 
     A short trial tells the one, a long one the other: the start of a trial of two steps is no pace.
     """
-    found: dict[str, tuple[list[float], list[float]]] = {}
-    for config, state in finished:
+    found: dict[str, tuple[list[float], list[float], dict[str, list[float]]]] = {}
+    for config, state, results in finished:
         if state.outcome != "diverged":
             own = work[config.arm]
             epochs = state.epoch if state.ended else config.optim.epochs
             moving = _moving(config, epochs, own, _recorded(config, own, machine, records))
-            fixed, paces = found.setdefault(kind(config, _device(state)), ([], []))
+            fixed, paces, judged = found.setdefault(kind(config, _device(state)), ([], [], {}))
+            seconds = state.seconds
+            for result in results:
+                if _further(result.evaluation):
+                    judged.setdefault(_settled(result.evaluation), []).append(result.seconds)
+                else:
+                    seconds += result.seconds
             if moving > TRIAL_SECONDS:
-                paces.append(max(0.0, state.seconds - TRIAL_SECONDS) / moving)
+                paces.append(max(0.0, seconds - TRIAL_SECONDS) / moving)
             else:
-                fixed.append(max(0.0, state.seconds - moving))
+                fixed.append(max(0.0, seconds - moving))
     return {
-        key: (median(fixed or [TRIAL_SECONDS]), median(paces or [1.0]))
-        for key, (fixed, paces) in found.items()
+        key: (
+            median(fixed or [TRIAL_SECONDS]),
+            median(paces or [1.0]),
+            {protocol: median(seconds) for protocol, seconds in judged.items()},
+        )
+        for key, (fixed, paces, judged) in found.items()
     }
 
 

@@ -135,15 +135,19 @@ def cost_of(
         folder = TrialFolder(plan.root, path.name)
         with contextlib.suppress(UserError):  # of another version: says nothing about this one
             state = plan.states[folder.id].state if folder.id in plan.states else folder.state()
-            judging = sum(result.seconds for result in folder.results())
-            finished.append((folder.config(), state.model_copy(update={"seconds": state.seconds + judging})))
-    missing = [
-        (trial.config, max(0, trial.config.optim.epochs - plan.states[trial.id].state.epoch))
-        for trial in (plan.where("new", "interrupted", "running", "trained") if trials is None else trials)
-    ]
-    for search in (
-        plan.searches() if trials is None else ()
-    ):  # what is yet to be suggested is taken to be like the recipe
+            finished.append(cost.Finished(folder.config(), state, folder.results()))
+    todo = plan.where("new", "interrupted", "running", "trained") if trials is None else trials
+    missing = [_missing(plan, trial) for trial in todo]
+    # what is yet to be suggested is taken to be like the recipe
+    for search in plan.searches() if trials is None else ():
         config, seeds = search.study.config, len(search.study.search.seeds)
-        missing += [(config, config.optim.epochs)] * search.left * seeds
-    return cost.estimate(missing, finished, machine, cost.read_records(out), plan.sweep.evaluations)
+        like = cost.Missing(config, config.optim.epochs, plan.sweep.evaluations)
+        missing += [like] * search.left * seeds
+    return cost.estimate(missing, finished, machine, cost.read_records(out))
+
+
+def _missing(plan: Plan, trial: ablation.Trial) -> cost.Missing:
+    folder, config = plan.root / trial.id, trial.config
+    epochs = max(0, config.optim.epochs - plan.states[trial.id].state.epoch)
+    asked, version = plan.sweep.judged_by(trial), config.data.version or ""
+    return cost.Missing(config, epochs, [one for one in asked if not one.file(folder, version).is_file()])

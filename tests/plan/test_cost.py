@@ -88,16 +88,21 @@ def test_what_is_measured_here_counts_first() -> None:
     one = config(optim__epochs=4)
     done = State(status="done", outcome="learned", seconds=100.0, device=platform.machine())
     records = [("mine", RECORD), ("theirs", RECORD)]
-    like = cost.estimate([(one, 4), (config(optim__epochs=4, seed=1), 4)], [(one, done)], ONE_CORE, records)
+    like = cost.estimate(
+        [cost.Missing(one, 4), cost.Missing(config(optim__epochs=4, seed=1), 4)],
+        [cost.Finished(one, done)],
+        ONE_CORE,
+        records,
+    )
     assert like is not None
     assert like.basis == "by like trials that are done"
     assert like.wall_seconds == pytest.approx(cost.SWEEP_SECONDS + 200)
-    bench = cost.estimate([(one, 4)], [], ONE_CORE, records)
+    bench = cost.estimate([cost.Missing(one, 4)], [], ONE_CORE, records)
     assert bench is not None
     assert bench.basis == "by mine"
     flops = 4 * work(one).epoch / 1e9 + work(one).evaluation / 2e9
     assert bench.wall_seconds == pytest.approx(cost.SWEEP_SECONDS + cost.TRIAL_SECONDS + flops)
-    assert cost.estimate([(one, 4)], [], ONE_CORE, []) is None
+    assert cost.estimate([cost.Missing(one, 4)], [], ONE_CORE, []) is None
 
 
 def test_only_what_is_left_costs() -> None:
@@ -105,7 +110,10 @@ def test_only_what_is_left_costs() -> None:
     records = [("mine", RECORD)]
 
     def priced(epochs: int, left: int) -> float:
-        return hours(cost.estimate([(config(optim__epochs=epochs), left)], [], ONE_CORE, records))[0] * 3600
+        return (
+            hours(cost.estimate([cost.Missing(config(optim__epochs=epochs), left)], [], ONE_CORE, records))[0]
+            * 3600
+        )
 
     judged = work(config()).evaluation / 2e9 + cost.TRIAL_SECONDS
     assert priced(0, 0) == pytest.approx(judged)
@@ -117,7 +125,8 @@ def test_further_protocols_are_priced_too() -> None:
     records, one = [("mine", RECORD)], config()
     asked = read_evaluations(["nn", "attentive", {"finetune": {"epochs": 3}}, "top1"])
     plain, judged = (
-        hours(cost.estimate([(one, 1)], [], ONE_CORE, records, which))[0] * 3600 for which in ((), asked)
+        hours(cost.estimate([cost.Missing(one, 1, which)], [], ONE_CORE, records))[0] * 3600
+        for which in ((), asked)
     )
     data = facts.data_of(one)
     attentive = asked[1].seconds * (data.train + data.test) / cost.SECONDS_OF
@@ -131,13 +140,13 @@ def test_trials_fill_the_slots(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cost, "SWEEP_SECONDS", 0.0)
     records = [("mine", RECORD)]
     one = config()
-    alone = cost.estimate([(one, 1)], [], ONE_CORE, records)
-    five = cost.estimate([(one, 1)] * 5, [], cost.Machine(cores=4, gpus=0), records)
+    alone = cost.estimate([cost.Missing(one, 1)], [], ONE_CORE, records)
+    five = cost.estimate([cost.Missing(one, 1)] * 5, [], cost.Machine(cores=4, gpus=0), records)
     assert alone is not None
     assert five is not None
     assert five.wall_seconds == pytest.approx(2 * 2 * alone.wall_seconds), "two rounds at half the speed"
     assert five.core_hours == pytest.approx(5 * 2 * alone.core_hours)
-    serial = cost.estimate([(one, 1)] * 5, [], cost.Machine(cores=4, gpus=0, limit=1), records)
+    serial = cost.estimate([cost.Missing(one, 1)] * 5, [], cost.Machine(cores=4, gpus=0, limit=1), records)
     assert serial is not None
     assert serial.wall_seconds == pytest.approx(5 * alone.wall_seconds)
 
@@ -145,7 +154,7 @@ def test_trials_fill_the_slots(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_gpu_that_was_never_measured_is_an_assumption() -> None:
     """Otherwise a plan for GPUs has no cost, or one that pretends to be measured."""
     whole, half = (config(run__device="cuda", run__gpus=share, optim__epochs=100) for share in (1.0, 0.5))
-    found = cost.estimate([(whole, 100)] * 2, [], ONE_CORE, [("mine", RECORD)])
+    found = cost.estimate([cost.Missing(whole, 100)] * 2, [], ONE_CORE, [("mine", RECORD)])
     assert found is not None
     assert found.basis.startswith("assuming 45 TFLOP/s")
     flops = 100 * work(whole).epoch + work(whole).evaluation
@@ -156,10 +165,10 @@ def test_a_gpu_that_was_never_measured_is_an_assumption() -> None:
     assert found.gpu_hours == pytest.approx(2 * each / 3600)
     large = config(run__device="cuda", encoder__width=1024, encoder__depth=12, data__image_size=64)
     flops = 5000 * work(large).epoch + work(large).evaluation
-    assert hours(cost.estimate([(large, 5000)], [], ONE_CORE, []))[1] == pytest.approx(
+    assert hours(cost.estimate([cost.Missing(large, 5000)], [], ONE_CORE, []))[1] == pytest.approx(
         flops / 4.5e13 / 3600, rel=0.01
     )
-    shared = cost.estimate([(half, 100)] * 2, [], ONE_CORE, [("mine", RECORD)])
+    shared = cost.estimate([cost.Missing(half, 100)] * 2, [], ONE_CORE, [("mine", RECORD)])
     assert shared is not None
     assert 2 * hours(shared)[1] == pytest.approx(hours(found)[1], rel=0.01), (
         "two small ones fit beside each other"
@@ -185,8 +194,13 @@ def tiny(epochs: int, seed: int = 0) -> Config:
 def test_a_tiny_trial_is_priced_as_it_was_measured(known: int | None, wanted: int) -> None:
     """Otherwise a trial of two steps passes for a pace: half an hour is promised for three seconds."""
     seconds = MEASURED[known] if known else ()
-    done = [(tiny(known or 0, seed), State(status="done", seconds=one)) for seed, one in enumerate(seconds)]
-    found = cost.estimate([(tiny(wanted), wanted)], done, ONE_CORE, cost.read_records(Path("none")))
+    done = [
+        cost.Finished(tiny(known or 0, seed), State(status="done", seconds=one))
+        for seed, one in enumerate(seconds)
+    ]
+    found = cost.estimate(
+        [cost.Missing(tiny(wanted), wanted)], done, ONE_CORE, cost.read_records(Path("none"))
+    )
     assert found is not None
     assert found.basis.startswith("by like trials that are done" if known else "by cpu-4-cores.json")
     # nine seconds of imports may fall on a trial or not
@@ -197,7 +211,7 @@ def test_a_sweep_costs_its_start_and_its_report() -> None:
     """Otherwise seconds are promised for a sweep of tiny trials that takes more than a minute."""
     kept = {"sweep": {"seconds_before_first_trial": 11.0, "seconds_after_last_trial": 9.0}}
     one, two = (
-        cost.estimate([(config(), 1)], [], ONE_CORE, [("mine", RECORD | more)])
+        cost.estimate([cost.Missing(config(), 1)], [], ONE_CORE, [("mine", RECORD | more)])
         for more in (kept, {"sweep": None})
     )
     assert one is not None

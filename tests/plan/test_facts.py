@@ -151,7 +151,7 @@ def test_data_that_are_not_here_are_planned_and_priced(folder: "Folder", asked: 
     found = facts.data_of(config)
     assert found.error.startswith(f"data.path: {missing} is not a folder")
     assert (found.version, found.train) == (None, facts.ABSENT.train)
-    price = cost.estimate([(config, 2)], [], cost.Machine(cores=1, gpus=0), [])
+    price = cost.estimate([cost.Missing(config, 2)], [], cost.Machine(cores=1, gpus=0), [])
     assert price is not None
     assert price.gpu_hours > 0
     assert price.basis.endswith("taking data that are not here for ImageNet-1k")

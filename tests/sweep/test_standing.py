@@ -3,12 +3,14 @@
 import io
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 
+from lmim.plan import cost
 from lmim.plan.ablation import load
 from lmim.sweep import command
 from lmim.sweep.screen import summary
-from lmim.sweep.standing import Plan
+from lmim.sweep.standing import Plan, cost_of
 from lmim.trial.code import code_digest
 from lmim.trial.folder import Replay, TrialFolder
 from tests.sweep.running import TINY, write
@@ -134,3 +136,31 @@ def test_what_was_judged_on_other_data_is_to_be_judged(tmp_path: Path) -> None:
     plan = Plan.read(sweep, plan.root)
     assert [row["status"] for row in plan.rows()] == ["trained", "trained"]
     assert {job.trial.arm for job in plan.missing(TODO)} == {"mse", "cosine"}
+
+
+def test_what_judges_finished_trials_is_priced(tmp_path: Path) -> None:
+    """Otherwise hours of fine-tuning, added to trials that are done, are promised in a minute."""
+
+    def planned(*protocols: str) -> Plan:
+        file = write(tmp_path, more=f"evaluate: [{', '.join(protocols)}]\n")
+        return Plan.read(load(file, sets=[*TINY, "optim.epochs=1"]), tmp_path / "trials")
+
+    def priced(*protocols: str) -> float:
+        found = cost_of(planned(*protocols), tmp_path, cost.Machine(cores=1, gpus=0))
+        assert found is not None
+        return found.core_hours * 3600
+
+    finish(planned("knn"), {"mse": {"test": 10.0}, "cosine": {"test": 20.0}})
+    for folder in (tmp_path / "trials").iterdir():
+        TrialFolder(folder.parent, folder.name).update(epoch=1, seconds=2.0)
+    assert priced("knn") == 0
+    new, short, long = (
+        priced("knn", one) for one in ("nn", "{finetune: {epochs: 300}}", "{finetune: {epochs: 600}}")
+    )
+    assert short - new >= 4 * 300 * 2 * cost.STEP_SECONDS, "four trials of 300 epochs of two steps"
+    assert long - new == pytest.approx(2 * (short - new)), "an epoch costs what one of training does"
+    plan = planned("knn", "{finetune: {epochs: 300}}")
+    first = TrialFolder(plan.root, plan.sweep.planned[0].id)
+    record(first, plan.sweep.evaluations[1], 30.0, data_version=first.config().data.version, seconds=1000.0)
+    left = priced("knn", "{finetune: {epochs: 300}}")
+    assert left == pytest.approx(3000 + 3 / 4 * new), "as long as the first took"

@@ -450,7 +450,10 @@ def test_the_number_of_processes_is_priced_and_makes_no_other_trial() -> None:
     assert one.identity == eight.identity
     spent, slots = [], []
     for config in (one, eight):
-        found = [cost.estimate([(config, epochs)], [], cost.Machine(96, 8), []) for epochs in (500, 250)]
+        found = [
+            cost.estimate([cost.Missing(config, epochs)], [], cost.Machine(96, 8), [])
+            for epochs in (500, 250)
+        ]
         whole, half = (one for one in found if one is not None)
         spent.append((whole.wall_seconds - half.wall_seconds, whole.gpu_hours - half.gpu_hours))
         slots.append(whole.slots)
