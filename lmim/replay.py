@@ -24,7 +24,6 @@ from lmim.config import Config
 from lmim.errors import UserError, cause, out_of_memory
 from lmim.evaluate import Trained, image_features, judge, patch_features
 from lmim.tokenizer import ensure
-from lmim.train.batches import batches
 from lmim.train.loop import Run, choose_device, device_name, open_planned
 from lmim.trial.code import code_digest, code_version
 from lmim.trial.folder import Replay, Row, TrialFolder
@@ -100,7 +99,7 @@ def _first_steps(run: Run, rows: Sequence[Row], same: bool) -> Iterator[Differen
         yield from _unlike(0, run.collapse_metrics(), measured.metrics, 0.0 if same else None)
     trained = [row for row in rows if "train/loss" in row.metrics and row.step <= FIRST]
     last = max((row.step for row in trained), default=0)
-    feed = batches(run.dataset.train, run.config, run.objective, 0, last)
+    feed = run.feed(last)
     for row in trained:
         while run.progress.step < row.step:
             run.step(next(feed))

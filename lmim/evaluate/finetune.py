@@ -24,7 +24,6 @@ from lmim.errors import UserError
 from lmim.evaluate.features import Frozen, Stopped, Trained
 from lmim.objectives.supervised import Supervised
 from lmim.train import checkpoint
-from lmim.train.batches import batches
 from lmim.train.loop import Run, choose_device, open_planned, train
 from lmim.trial.evaluation import read_evaluations
 from lmim.trial.folder import TrialFolder
@@ -164,7 +163,7 @@ def _sample(config: Config, frozen: Frozen, trained: Trained) -> float:
     }
     few = config.model_copy(update={"optim": config.optim.model_copy(update=step)})
     run = _started(Run(few, model.dataset, torch.device(model.device)), trained)
-    for micro_batches in batches(model.dataset.train, few, run.objective, 0, run.steps):
+    for micro_batches in run.feed(run.steps):
         run.step(micro_batches)
     classify = cast(Supervised, run.objective.eval()).logits
     logits = torch.cat([*model.encoded(frozen.images, classify)])

@@ -81,10 +81,26 @@ class Objective(nn.Module):
     """Pixels of the training views' side."""
     augments = False
     """Whether `augment` is to be called."""
+    seeks_every = 0
+    """After how many epochs, again and again, `seek` is to be called; 0 is never."""
 
     def draw(self, aspect: Float[Tensor, " b"], stream: torch.Generator) -> Draw:
         """The randomness of a step, on the host, for images of these aspects; see `Setup.views`."""
         raise NotImplementedError
+
+    def seek(self, images: Float[Tensor, "b c s s"]) -> Float[Tensor, "b k"]:
+        """What the objective keeps of training images, seen whole and squeezed to a square, one by one.
+
+        The processes of a trial share the images; `sought` then gives it what all of them found.
+        """
+        raise NotImplementedError
+
+    def sought(self, found: Float[Tensor, "n k"]) -> None:
+        """Take over what `seek` gave, on the host, a row for each training image."""
+
+    def place(self, draw: Draw, index: Int[Tensor, " b"]) -> Draw:
+        """A draw after what was sought; `index` says which training images it is for."""
+        return draw
 
     def augment(
         self, views: UInt8[Tensor, "b v c s s"], own: Mapping[str, Tensor]

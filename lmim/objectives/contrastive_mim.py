@@ -4,8 +4,8 @@ Two systems that are both called CMAE, and what lies between them, by settings:
 
 - Improvements to Self-Supervised Representation Learning for MIM (arXiv 2205.10546), the defaults: MAE with a
   smaller decoder; contrast and token positions as tasks of the encoder. Only its abstract can be read, so the
-  losses, their weights and what is contrasted are our choice. Its ContrastiveCrop is left out: its boxes come
-  from the model's own features, and a step's draw would depend on the training.
+  losses, their weights and what is contrasted are our choice, and so is that both views are cropped by
+  ContrastiveCrop, where that is on, after features before the final norm.
 - Contrastive Masked Autoencoders are Stronger Vision Learners (arXiv 2207.13532), by its authors' code
   (ZhichengHuang/CMAE): the arm `cmae_huang` of ablations/contrastive_mim.yaml.
 
@@ -29,6 +29,7 @@ from lmim import config
 from lmim.axes.decoder import SelfAttentionDecoder
 from lmim.axes.mask import patchify, sample_offsets, sample_view
 from lmim.data.colour import change_colours, draw_colours
+from lmim.data.contrastive_crop import centred, object_boxes
 from lmim.encoder import Encoder, View, in_float32, initialise, sincos_positions, take
 from lmim.objectives import Draw, Objective, Setup
 from lmim.objectives.pixel_mim import PixelMIM
@@ -77,6 +78,22 @@ def patches_of(view: View, grid: int, cell: int) -> View:
     return View(inside[view.visible].flatten(1), inside[view.masked].flatten(1))
 
 
+class Objects(nn.Module):
+    """Where the training images' objects are, on the host and in the checkpoint; none until looked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.boxes = torch.zeros(0, 4)
+
+    def get_extra_state(self) -> Tensor:
+        """No buffer, as their number is known to the data alone."""
+        return self.boxes
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Go on from a checkpoint's."""
+        self.boxes = state.cpu()
+
+
 class ContrastiveMIM(Objective):
     """MAE, with images told apart by another view of them, and patches put in their place.
 
@@ -88,7 +105,10 @@ class ContrastiveMIM(Objective):
     copy of encoder and projector, which sees the other view without gradient; a second head predicts its
     embedding (0: the online weights see it, with gradient). `feature_depth` is that of a second decoder,
     whose outputs stand for the image in the contrast (0: the encoder's do). `cell` is the side in patches of
-    what is masked as one.
+    what is masked as one. `crop_alpha` is the a of ContrastiveCrop's Beta(a, a), by which crops lie about the
+    image's object (0: anywhere). `crop_threshold` says from which part of the largest feature on a patch is
+    the object's. `crop_every` is the number of epochs after which objects are looked for, first and again;
+    until then crops lie anywhere.
     """
 
     def __init__(
@@ -108,6 +128,9 @@ class ContrastiveMIM(Objective):
         momentum: BelowOne = 0.0,
         feature_depth: Count = 0,
         cell: PositiveInt = 1,
+        crop_alpha: NonNegative = 0.0,
+        crop_threshold: Fraction = 0.1,
+        crop_every: PositiveInt = 20,
     ) -> None:
         super().__init__()
         # MAE's weights are drawn first, and are pixel_mim's of the same seed
@@ -117,7 +140,10 @@ class ContrastiveMIM(Objective):
         self.setup, self.mask, self.cell, self.momentum = setup, mask, cell, momentum
         self.contrast, self.temperature, self.position = contrast, temperature, position
         self.augments = bool(colour and contrast)
-        self.shift = max(1, round(shift * self.crop_side)) if shift else 0
+        self.shift = max(1, round(shift * self.crop_side)) if shift and contrast else 0
+        self.crop_alpha, self.crop_threshold = crop_alpha, crop_threshold
+        self.seeks_every = crop_every if crop_alpha else 0
+        self.objects = Objects() if crop_alpha else None
         visible = mask.visible((self.grid // cell) ** 2) * cell**2
         self.placed = visible - round(withheld * visible) if position else None
         self.parts = nn.ModuleDict()
@@ -145,20 +171,39 @@ class ContrastiveMIM(Objective):
         view = sample_view(images, cells, self.mask.visible(cells), stream)
         view = patches_of(view, self.grid, self.cell)
         own = {"offsets": offsets, "visible": view.visible, "masked": view.masked}
-        if not self.contrast:
-            return replace(draw, own=own)
+        boxes, mirrored = draw.boxes, draw.mirrored
         if self.shift:
             by = torch.randint(self.shift, (images, 2), generator=stream)
-            boxes = shifted(draw.boxes[:, 0], by, self.crop_side, self.shift)
-            mirrored = draw.mirrored.expand(-1, 2)
-        else:
+            boxes = shifted(boxes[:, 0], by, self.crop_side, self.shift)
+            mirrored = mirrored.expand(-1, 2)
+        elif self.contrast:
             other = self.setup.views(1, aspect, stream)
             boxes, mirrored = (
-                torch.cat(parts, dim=1)
-                for parts in ((draw.boxes, other.boxes), (draw.mirrored, other.mirrored))
+                torch.cat(parts, dim=1) for parts in ((boxes, other.boxes), (mirrored, other.mirrored))
             )
         own |= draw_colours(images, stream) if self.augments else {}
+        if self.objects is not None:
+            crops = 1 if self.shift else boxes.shape[1]
+            own["places"] = torch.rand(images, crops, 2, generator=stream)
         return Draw(boxes, mirrored, own)
+
+    def seek(self, images: Float[Tensor, "b c s s"]) -> Float[Tensor, "b 4"]:
+        """The boxes of what the images' patch features mark."""
+        return object_boxes(self.patch_features(images), self.crop_threshold)
+
+    def sought(self, found: Float[Tensor, "n 4"]) -> None:
+        assert self.objects is not None
+        self.objects.boxes = found
+
+    def place(self, draw: Draw, index: Int[Tensor, " b"]) -> Draw:
+        """The crops about the images' objects, once these are known; both windows of a crop move as one."""
+        if self.objects is None or not len(self.objects.boxes):
+            return draw
+        places, boxes = draw.own["places"], draw.boxes
+        grown = 1 + self.shift / self.crop_side  # a window's crop is larger than it
+        crops = boxes[:, : places.shape[1]] * torch.tensor([1.0, 1.0, grown, grown])
+        by = centred(crops, self.objects.boxes[index], places, self.crop_alpha) - crops
+        return replace(draw, boxes=boxes + by * torch.tensor([1.0, 1.0, 0.0, 0.0]))
 
     def augment(
         self, views: UInt8[Tensor, "b v c s s"], own: Mapping[str, Tensor]

@@ -26,7 +26,6 @@ from lmim.data import Dataset
 from lmim.data.reading import set_num_threads
 from lmim.errors import out_of_memory
 from lmim.sweep.packing import NEAR, Measured, fits
-from lmim.train.batches import batches
 from lmim.train.loop import Run, choose_device, open_planned
 
 Json = dict[str, Any]
@@ -43,7 +42,7 @@ class Steps:
         torch.set_num_threads(config.run.threads)
         set_num_threads(config.run.cpus)
         self.run = Run(config, dataset, self.device)
-        self.feed = batches(self.run.dataset.train, config, self.run.objective, 0, self.run.steps)
+        self.feed = self.run.feed(self.run.steps)
         self.images = config.step_images
 
     def seconds(self, steps: int = 1) -> float:

@@ -72,7 +72,7 @@ def batches(
             draw = objective.draw(aspect[indices], generator(config.seed, "step", step))
             for start in starts:
                 own = slice(start, start + images_at_once)
-                mine = draw.each(itemgetter(own))
+                mine = objective.place(draw.each(itemgetter(own)), indices[own])
                 images, boxes = _views(train, indices[own], objective.crop_side, mine)
                 drawn = replace(mine, boxes=boxes, own={"index": indices[own], **mine.own})
                 found = MicroBatch(images, labels[indices[own]], drawn)

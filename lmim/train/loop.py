@@ -21,15 +21,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lmim import objectives
 from lmim.config import Config
 from lmim.data import Dataset, open_dataset
-from lmim.data.augment import crop, normalise
-from lmim.data.reading import set_num_threads
+from lmim.data.augment import WHOLE, crop, normalise
+from lmim.data.reading import ahead, set_num_threads
 from lmim.data.splits import Subset
 from lmim.encoder import recompute
 from lmim.errors import UserError
@@ -158,8 +158,14 @@ class Run:
     def _probe(self) -> Float[Tensor, "b c s s"]:
         """The images on which collapse is watched."""
         some, side = self._some_images(self.config.watch.images), self.config.data.image_size
-        images, boxes = (part.to(self.device) for part in some.read(torch.arange(len(some)), side))
-        return normalise(crop(images, boxes, side), self.mean, self.std)
+        return self._squares(*some.read(torch.arange(len(some)), side))
+
+    def _squares(
+        self, images: UInt8[Tensor, "b c h w"], boxes: Float[Tensor, "b 4"]
+    ) -> Float[Tensor, "b c s s"]:
+        """Images as they are judged, on the device."""
+        images, boxes = images.to(self.device), boxes.to(self.device)
+        return normalise(crop(images, boxes, self.config.data.image_size), self.mean, self.std)
 
     def _some_images(self, count: int, split: Literal["test", "val"] = "test") -> Subset:
         """At most so many that are not trained on, the same for every trial."""
@@ -214,6 +220,34 @@ class Run:
             return contextlib.nullcontext()
         alone: contextlib.AbstractContextManager[None] = self.forward.no_sync()
         return alone
+
+    def feed(self, until: int, pin: bool = False) -> Iterator[Iterator[MicroBatch]]:
+        """This process' micro-batches of each step up to `until`, while `step` makes them.
+
+        Where the objective seeks something in the training images, no step is drawn before that is known: it
+        hangs on the weights at that step alone, so that a trial that goes on from there finds it again.
+        """
+        stretch = self.objective.seeks_every * self.per_epoch or until
+        while (step := self.progress.step) < until:
+            if step and step % stretch == 0:
+                self.seek()
+            end, where = min(until, step - step % stretch + stretch), (processes.rank(), processes.size())
+            yield from batches(self.dataset.train, self.config, self.objective, step, end, *where, pin)
+
+    @torch.no_grad()
+    def seek(self) -> None:
+        """Have the objective look at all training images, each process at its part."""
+        train, side = self.dataset.train, self.config.data.image_size
+        parts = torch.split(torch.arange(len(train)), self.config.optim.batch_size)
+        mine = parts[processes.rank() :: processes.size()]
+        self.objective.eval()
+        read = ahead(train.read(rows, side, WHOLE.repeat(len(rows), 1)) for rows in mine)
+        seen = [self.objective.seek(self._squares(*images)).float().cpu() for images in read]
+        self.objective.train()
+        found = torch.zeros(len(train), seen[0].shape[1])
+        found[torch.cat(mine)] = torch.cat(seen)
+        processes.all_reduce(found)
+        self.objective.sought(found)
 
     def step(self, micro_batches: Iterable[MicroBatch]) -> None:
         """One optimiser step and what follows it. Nothing here waits for the device.
@@ -574,14 +608,11 @@ def _steps(run: Run, stop: Stop, over: Stop, note: Callable[..., None], save: Ca
     not change where it ends.
     """
     config, progress = run.config, run.progress
-    rank, size, pin = processes.rank(), processes.size(), run.device.type == "cuda"
     look = run.per_epoch * config.watch.every_epochs
     if progress.step and progress.step % look == 0 and processes.broadcast(over()):
         return "ended"
     saved, started_at = time.monotonic(), (time.monotonic(), progress.step)
-    for micro_batches in batches(
-        run.dataset.train, config, run.objective, progress.step, run.steps, rank, size, pin
-    ):
+    for micro_batches in run.feed(run.steps, pin=run.device.type == "cuda"):
         run.step(micro_batches)
         stopping = processes.broadcast(stop())
         last = progress.step == run.steps
@@ -594,7 +625,7 @@ def _steps(run: Run, stop: Stop, over: Stop, note: Callable[..., None], save: Ca
             if not math.isfinite(metrics["train/loss"] + metrics["train/grad_norm"]):
                 return "diverged"
         watched = progress.step % look == 0
-        if (watched or last) and rank == 0:
+        if (watched or last) and processes.rank() == 0:
             note(run.collapse_metrics())
         if last:
             return "trained"

@@ -10,6 +10,7 @@ from torch import Tensor
 from lmim import objectives
 from lmim.config import Config, merge
 from lmim.data.augment import crop
+from lmim.data.contrastive_crop import object_boxes
 from lmim.encoder import View
 from lmim.objectives import Objective, Setup
 from lmim.objectives.contrastive_mim import ContrastiveMIM, info_nce, patches_of, shifted
@@ -196,3 +197,39 @@ def test_negatives_are_the_other_images_of_the_micro_batch() -> None:
     other = objective(views[order], labels, draw.each(lambda rows: rows[order]).own, {})["contrast"]
     torch.testing.assert_close(first, other)
     assert not [name for name, _ in objective.named_buffers() if "running" in name]
+
+
+@pytest.mark.parametrize("own", [{}, {"contrast": 0.0}, HUANG])
+def test_crops_lie_about_the_object_once_it_is_known(own: dict[str, Any]) -> None:
+    """ContrastiveCrop would be RandomResizedCrop by another name, or part a shifted window from its own."""
+    plain, ours = build(**own), build(**own, crop_alpha=0.5, crop_every=1)
+    assert (plain.seeks_every, ours.seeks_every) == (0, 1)
+    index = torch.tensor([4, 0, 2])
+    drawn, warm = (one.draw(torch.ones(3), generator(0, "step")) for one in (plain, ours))
+    assert torch.equal(ours.place(warm, index).boxes, drawn.boxes), "anywhere until objects are known"
+    assert all(torch.equal(warm.own[name], rows) for name, rows in drawn.own.items())
+    corner = torch.tensor([0.9, 0.0, 0.1, 0.1])
+    ours.sought(corner.expand(5, 4))
+    placed = ours.place(warm, index).boxes
+    assert torch.equal(placed[..., 2:], drawn.boxes[..., 2:])
+    parents = placed
+    if own == HUANG:
+        assert torch.allclose(placed[:, 1] - placed[:, 0], drawn.boxes[:, 1] - drawn.boxes[:, 0], atol=1e-6)
+        parents = placed[:, :1] * torch.tensor([1.0, 1.0, 1.25, 1.25])
+    edge = parents[..., 0] + parents[..., 2]
+    assert torch.allclose(edge, torch.ones_like(edge)), "as far to the right as they fit"
+    assert torch.allclose(parents[..., 1], torch.zeros(())), "and at the top"
+
+
+def test_objects_are_sought_in_what_the_encoder_marks() -> None:
+    """Boxes would be of another image's, or lost with the checkpoint."""
+    ours = build(crop_alpha=0.5)
+    images = torch.randn(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        found = ours.seek(images)
+        assert torch.equal(found[2:3], object_boxes(ours.patch_features(images[2:3]), 0.1))
+    ours.sought(found)
+    again = build(crop_alpha=0.5)
+    again.load_state_dict(ours.state_dict())
+    drawn = ours.draw(torch.ones(5), generator(0, "step"))
+    assert torch.equal(*(one.place(drawn, torch.arange(5)).boxes for one in (ours, again)))
