@@ -553,6 +553,14 @@ def _patch_rules(config: Config) -> Iterable[Rule]:
 
 def _tube_rules(config: Config) -> Iterable[Rule]:
     own, patches = config.section("video_mim"), config.grid**2
+    one = {"video": [own.within_video], "image": [own.within_image]}
+    both = [*one["video"], *one["image"], own.across_video, own.across_frame]
+    yield (
+        "optim.batch_size",
+        not any(one.get(own.branches, both)) or config.optim.batch_size > 1,
+        "1 clip has no other to be told from by video_mim's contrast: two or more, as a loss is of one "
+        "micro-batch",
+    )
     if own.branches == "image":
         return
     yield (

@@ -148,6 +148,16 @@ def test_what_contrastive_mim_cannot_do_is_said_by_its_key(change: dict[str, Any
     Config.read(tree | {"contrastive_mim": own, "optim": {"batch_size": 1}})
 
 
+@pytest.mark.parametrize("branches", ["both", "video", "image"])
+def test_a_lone_clip_is_not_contrasted(branches: str) -> None:
+    """Every contrast would be exactly 0, and the arms that leave one out the same as the full method."""
+    tree = {"objective": "video_mim", "optim": {"batch_size": 1}, "video_mim": {"branches": branches}}
+    with pytest.raises(ValidationError, match="1 clip has no other to be told from"):
+        Config.read(tree)
+    without = dict.fromkeys(("within_video", "within_image", "across_video", "across_frame"), 0.0)
+    Config.read(merge(tree, {"video_mim": without}))
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -1,8 +1,9 @@
 """Masked autoencoders: predict the pixels of the patches that are hidden.
 
-Masked Autoencoders Are Scalable Vision Learners (arXiv 2111.06377). With the settings of
-ablations/pixel_mim.yaml it computes what the authors' implementation does (`lmim.interop.load_mae`): the loss
-`norm_mse` is theirs on normalised pixels, `mse` theirs without; the decoder `self_attention` without cues.
+Masked Autoencoders Are Scalable Vision Learners (arXiv 2111.06377). Without a gap it computes what the
+authors' implementation does (`lmim.interop.load_mae`): the loss `norm_mse` is theirs on normalised pixels,
+`mse` theirs without; the decoder `self_attention` without cues. As a sweep's baseline it has the scale's
+decoder, as the arms have, and not the 8 x 512 x 16 of the paper's.
 """
 
 from collections.abc import Mapping

@@ -35,6 +35,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
         **{"objective": "latent_mim", "decoder": DECODER, "projector": {"width": 16}},
         "collapse": "sigreg",
     },
+    "vicreg": {
+        **{"objective": "latent_mim", "decoder": DECODER, "projector": {"width": 16}},
+        "collapse": "vicreg",
+    },
     "pixel_mim": {"objective": "pixel_mim", "decoder": DECODER, "loss": "norm_mse"},
     "fsq": {"objective": "fsq", "fsq": {"levels": "3x2", "width": 16}},
     "video_mim": {

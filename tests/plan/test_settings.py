@@ -173,19 +173,20 @@ def test_what_one_arm_does_not_read_is_no_arm_of_its_own(folder: "Folder") -> No
     assert "mask.gap" not in baseline.config.flat()
 
 
-def test_labels_of_one_class_are_refused(folder: "Folder") -> None:
+@pytest.mark.parametrize(("classes", "has"), [(1, "one class"), (0, "no labels")])
+def test_data_without_two_classes_are_refused(folder: "Folder", classes: int, has: str) -> None:
     """Training on them says nothing, and a diverged or perfect trial would be its only sign."""
     folder.write(
         "mine.py",
         "from dataclasses import replace\n"
         "from lmim.data.digits import digits\n"
-        "def alone(data):\n    return replace(digits(data), classes=1)\n",
+        f"def alone(data):\n    return replace(digits(data), classes={classes})\n",
     )
     text = "axes: {objective: [latent_mim, supervised]}\nmetric: nn_top1\n"
     told = folder.error(text, sets=["data.name=mine.py:alone"])
     assert told == (
-        "--set data.name=mine.py:alone: data.name: impossible combination: data.name mine.py:alone has one "
-        "class, supervised needs two or more"
+        "--set data.name=mine.py:alone: data.name: impossible combination: data.name mine.py:alone has "
+        f"{has}, supervised needs two or more"
     )
 
 
@@ -195,3 +196,11 @@ def test_words_that_timm_does_not_know_are_refused(folder: "Folder") -> None:
     told = folder.error(text, sets=["supervised.randaugment=rand-x9"])
     assert told.startswith("--set supervised.randaugment=rand-x9: supervised.randaugment: impossible")
     assert "expected timm's words such as rand-m9-mstd0.5-inc1, found rand-x9" in told
+
+
+def test_more_blocks_than_layers_are_refused_with_their_line(folder: "Folder") -> None:
+    """Some block would have nothing to learn with, which each of its trials would say by itself."""
+    text = "axes: {block_mim.blocks: [1, 2]}\nconfig:\n  objective: block_mim\n  encoder.depth: 1\n"
+    told = folder.error(text + "metric: nn_top1\n")
+    assert told.startswith("sweep.yaml:3: block_mim.blocks: impossible combination: ")
+    assert "2 is more than encoder.depth 1" in told
