@@ -3,7 +3,7 @@
 MAE's end-to-end protocol (arXiv 2111.06377, appendix A.1, and its code's recipe of a ViT-B): AdamW with a
 learning rate that falls from block to block, drop path, mixup, CutMix, RandAugment, random erasing, label
 smoothing, a classifier on the mean of the patches. Unlike there the position codes stay fixed, and
-mixing is drawn for each image, in micro-batches of `MICRO`.
+mixing is drawn for each image, in micro-batches of 128 at most.
 
 It is a trial of `supervised` in a folder of its own, `evaluations/finetune-<id>/` of the trial's, that begins
 with the trial's encoder in its checkpoint: so it stops, goes on, and runs on several processes as any trial
@@ -25,15 +25,13 @@ from lmim.evaluate.features import Frozen, Stopped, Trained
 from lmim.objectives.supervised import Supervised
 from lmim.train import checkpoint
 from lmim.train.loop import Run, choose_device, open_planned, train
-from lmim.trial.evaluation import read_evaluations
+from lmim.trial.evaluation import read_evaluations, steps_of
 from lmim.trial.folder import TrialFolder
 from lmim.variants import Fraction, Positive, PositiveInt
 
 METRICS = {"finetune_top1": {"label": "fine-tuned top-1", "unit": "%", "better": "higher"}}
 NEEDS = ("backbone",)
 
-MICRO = 128
-"""Images of a micro-batch, at most."""
 SAMPLE_STEP = 64
 """Images of a step of the sample, at most."""
 AUGMENTED = {
@@ -87,23 +85,6 @@ def finetune(
     if result.error:
         raise UserError(result.error)
     return {"finetune_top1": result.metrics[top1.metrics["top1"].name]}
-
-
-def steps_of(batch_size: int, shared: int) -> dict[str, int]:
-    """A step of so many images in micro-batches, of which there are a multiple of `shared`.
-
-    That is how many the trial's own steps have, which its processes divide among them.
-
-    >>> steps_of(1024, 1), steps_of(96, 2)
-    ({'batch_size': 128, 'accumulate': 8}, {'batch_size': 48, 'accumulate': 2})
-    """
-    parts = shared * math.ceil(batch_size / (MICRO * shared))
-    if batch_size % parts:
-        raise UserError(
-            f"finetune.batch_size: expected a multiple of {parts}, the micro-batches of at most {MICRO} "
-            f"images that a step takes, found {batch_size}"
-        )
-    return {"batch_size": batch_size // parts, "accumulate": parts}
 
 
 def tuned(trained: Trained, optim: dict[str, Any], recipe: str) -> Config:

@@ -6,6 +6,7 @@ ImageNet; here errors stand as they are, and a sweep's figure `corruptions` has 
 """
 
 from collections.abc import Iterator
+from typing import Literal
 
 import torch
 from jaxtyping import Int, UInt8
@@ -46,7 +47,7 @@ FEW = 32
 
 
 def robustness(
-    frozen: Frozen, *, data: str = "", path: str = "", images: PositiveInt = 500
+    frozen: Frozen, *, data: Literal["", "imagenet_c"] = "", path: str = "", images: PositiveInt = 500
 ) -> dict[str, float]:
     """Error in % of each corruption, a mean over five strengths, and the mean over the fifteen corruptions.
 
@@ -55,10 +56,8 @@ def robustness(
     where they lie. They are preferred where there are any, for JPEG's losses are part of ImageNet-C.
 
     Raises:
-        UserError: there is a path without data, or stored images are of other classes than the trial's.
+        UserError: stored images are of other classes than the trial's.
     """
-    if path and not data:
-        raise UserError("robustness.path: expected data: imagenet_c beside it")
     ridge = Ridge(frozen.classes)
     for batch in frozen.train.batches():
         ridge.update(*batch)

@@ -19,7 +19,7 @@ from lmim.plan.search import Made, Searched, Study, Suggestions, Tried, tried
 from lmim.plan.settings import ARM, SET, Setting, Settings
 from lmim.plan.sweep_file import BASELINES, EQUAL_COMPUTE, Cell, Results, Spec, read
 from lmim.trial.ending import Ending
-from lmim.trial.evaluation import Evaluation
+from lmim.trial.evaluation import Evaluation, steps_of
 from lmim.trial.figure import Figure
 
 MAX_TRIALS = 10_000
@@ -256,6 +256,11 @@ def _check_evaluations(spec: Spec, configs: Mapping[str, Config]) -> None:
             if hasattr(config, "encoder") and one.layers > (depth := config.section("encoder").depth):
                 wanted = f"expected at most the encoder.depth of {arm}, {depth}, found {one.layers}"
                 fail(where, f"{one.protocol}.layer: {wanted}")
+            if one.protocol == "finetune" and one.applies(config):
+                try:
+                    steps_of(one.settings["batch_size"], config.optim.accumulate)
+                except UserError as error:
+                    fail(where, str(error))
             if (data := one.opens) is not None:
                 theirs, ours = facts.dataset_of(data, one.sources), facts.data_of(config)
                 if not ours.error and theirs.channels != ours.channels:

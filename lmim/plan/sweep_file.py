@@ -20,7 +20,7 @@ from lmim.plan.located_yaml import Node, read_yaml
 from lmim.plan.search import Search, Tune, read_search
 from lmim.plan.settings import BASE, OWN, SCALE, Schema, Setting, Settings, expectation
 from lmim.trial.ending import Collapse
-from lmim.trial.evaluation import DEFAULT, EntryError, Evaluation, read_evaluations
+from lmim.trial.evaluation import DATA, DEFAULT, PATH, EntryError, Evaluation, read_evaluations
 from lmim.trial.figure import Figure, read_figures
 from lmim.variants import Count
 
@@ -314,6 +314,8 @@ def figures_with_data(found: Iterable[Figure]) -> tuple[Figure, ...]:
 def _with_data(number: int, called: str, one: Opening) -> Opening:
     """An entry with the version of the data that it opens."""
     if (data := one.opens) is None:
+        if DATA in one.settings and one.settings.get(PATH):
+            raise EntryError(number, f"{called}.{PATH}: expected {called}.{DATA} beside it, the data's name")
         return one
     about = facts.dataset_of(data, one.sources)
     if about.error:

@@ -9,13 +9,14 @@ training any again. Imports no torch.
 import functools
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, create_model
+from pydantic import BaseModel, BeforeValidator, ConfigDict, TypeAdapter, ValidationError, create_model
 
 from lmim import variants
 from lmim.config import Config, Data, Section
@@ -33,9 +34,12 @@ images as their `backbone`; that the data which it opens have `masks`, or are `c
 
 EVERY = {
     "layer": variants.Setting(
-        variants.Count | Literal["last4"],
+        Annotated[
+            variants.Count | Literal["last4"], BeforeValidator(lambda layer: 0 if layer == -1 else layer)
+        ],
         0,
-        "The block of the encoder after which features are taken; 0 is the last, `last4` are four together.",
+        "The block of the encoder after which features are taken; 0, or -1, is the last, `last4` are four "
+        "together.",
     ),
     "features": variants.Setting(
         Literal["own", "patch_mean", "cls", "patch_mean+cls"],
@@ -45,6 +49,9 @@ EVERY = {
     "norm": variants.Setting(bool, False, "Whether features are taken after the encoder's final norm."),
 }
 """The settings of every protocol: how it sees the encoder."""
+
+MICRO = 128
+"""Images of a micro-batch of fine-tuning, at most."""
 
 DATA, PATH = "data", "path"
 """The settings of a protocol that judges other data than the trial's: a dataset's name, and where it lies."""
@@ -172,6 +179,26 @@ class Evaluation:
     def file(self, folder: Path, data_version: str) -> Path:
         """Where the result is kept, in the trial's folder, which is named as the trial."""
         return folder / "evaluations" / f"{self.name}-{self.identity(folder.name, data_version)}.json"
+
+
+def steps_of(batch_size: int, shared: int) -> dict[str, int]:
+    """A step of fine-tuning of so many images in micro-batches, of which there are a multiple of `shared`.
+
+    That is how many the trial's own steps have, which its processes divide among them.
+
+    Raises:
+        UserError: the images do not fill them evenly.
+
+    >>> steps_of(1024, 1), steps_of(96, 2)
+    ({'batch_size': 128, 'accumulate': 8}, {'batch_size': 48, 'accumulate': 2})
+    """
+    parts = shared * math.ceil(batch_size / (MICRO * shared))
+    if batch_size % parts:
+        raise UserError(
+            f"finetune.batch_size: expected a multiple of {parts}, the micro-batches of at most {MICRO} "
+            f"images that a step takes, found {batch_size}"
+        )
+    return {"batch_size": batch_size // parts, "accumulate": parts}
 
 
 def protocol_of(entry: object) -> tuple[str, dict[str, Any]]:

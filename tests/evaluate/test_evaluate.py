@@ -10,14 +10,19 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from lmim import objectives
+from lmim.axes.mask import patchify
+from lmim.config import Config, merge
 from lmim.data import Dataset
 from lmim.data.augment import WHOLE
-from lmim.evaluate import Judged, features, judge
+from lmim.encoder import Encoder
+from lmim.evaluate import Judged, features, image_features, judge
 from lmim.evaluate.features import sampled
 from lmim.evaluate.knn import Neighbours
 from lmim.evaluate.linear import linear_top1
 from lmim.evaluate.nn import nn_top1
-from lmim.trial.evaluation import read_evaluations
+from lmim.objectives import Setup
+from lmim.trial.evaluation import EntryError, read_evaluations
 
 MEAN, STD = (0.4,), (0.2,)
 
@@ -197,6 +202,41 @@ def test_without_evaluations_nothing_is_encoded() -> None:
     train = images(40, 0)
     assert judged_by(flat, dataset(train, images(20, 1)), 4, []) == []
     assert not train.seen
+
+
+def test_the_last_layer_has_two_names() -> None:
+    """One encoder would be judged twice, under two names, and be refused under one of them."""
+    assert read_evaluations([{"nn": {"layer": -1}}]) == read_evaluations(["nn"])
+    with pytest.raises(EntryError, match=r"nn.layer: expected greater than or equal to 0, found -2"):
+        read_evaluations([{"nn": {"layer": -2}}])
+
+
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("part", ["own", "patch_mean", "cls", "patch_mean+cls"])
+@pytest.mark.parametrize("layer", [0, 2, "last4"])
+def test_features_are_those_that_are_named(part: str, layer: Any, norm: bool) -> None:
+    """The class token would be judged as the patches' mean, or blocks as others, under a true name."""
+    tree = {
+        "data": {"name": "digits", "image_size": 8},
+        "encoder": {"patch_size": 2, "width": 16, "heads": 2},
+    }
+    objective = objectives.build(
+        Config.read(merge(tree, {"encoder.depth": 5})), Setup(side=8, channels=1, classes=10)
+    ).eval()
+    encoder, pictures = objective.encoder, torch.randn(3, 1, 8, 8)
+    assert isinstance(encoder, Encoder)
+
+    def tokens(after: int) -> Tensor:
+        found = encoder.tokens(patchify(pictures, 2), layer=after)
+        normed: Tensor = encoder.norm(found) if norm else found
+        return normed
+
+    blocks = [2, 3, 4, 5] if layer == "last4" else [layer or 5]
+    every = torch.cat([tokens(block) for block in blocks], dim=-1)
+    kinds = {"cls": every[:, 0], "patch_mean": every[:, 1:].mean(dim=1), "own": every[:, 1:].mean(dim=1)}
+    [asked] = read_evaluations([{"nn": {"features": part, "layer": layer, "norm": norm}}])
+    found = image_features(objective, pictures, **asked.view)
+    torch.testing.assert_close(found, torch.cat([kinds[one] for one in part.split("+")], dim=-1))
 
 
 def test_a_layer_is_judged_by_its_own_features() -> None:

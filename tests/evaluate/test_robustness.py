@@ -69,12 +69,6 @@ def test_stored_images_are_judged_where_they_are_asked_for(tmp_path: Path) -> No
         robustness(replace(given, classes=3), data="imagenet_c", images=50)
 
 
-def test_a_path_alone_is_refused() -> None:
-    """It would be passed over without a word."""
-    with pytest.raises(UserError, match="expected data: imagenet_c"):
-        robustness(digits(), path="/somewhere")
-
-
 def test_where_stored_images_lie_is_in_no_name() -> None:
     """Two machines would have two results."""
     [one] = read_evaluations([{"robustness": {"data": "imagenet_c", "path": "/here"}}])

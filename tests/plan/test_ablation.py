@@ -220,6 +220,16 @@ def test_a_protocol_that_judges_no_arm_is_refused(folder: "Folder") -> None:
     assert folder.error(text) == "sweep.yaml:6: evaluate: top1: no arm of this sweep has logits"
 
 
+def test_a_batch_that_no_micro_batches_fill_is_refused(folder: "Folder") -> None:
+    """It would be found after the training."""
+    text = "axes: {loss: [mse]}\nmetric: knn_top1\nevaluate:\n  - knn\n  - finetune: {batch_size: 201}\n"
+    told = folder.error(text)
+    assert told.startswith("sweep.yaml:7: evaluate: finetune.batch_size: expected a multiple of 2, ")
+    assert told.endswith("found 201")
+    assert folder.load(text.replace("201", "200"))
+    assert "expected a multiple of 3" in folder.error(text.replace("201", "200"), sets=["optim.accumulate=3"])
+
+
 def test_a_layer_that_an_encoder_has_not_is_refused(folder: "Folder") -> None:
     """The features of another layer would be judged under its name."""
     text = "axes: {encoder.depth: [2, 4]}\nevaluate:\n  - knn\n  - knn: {layer: 3}\n"

@@ -132,6 +132,14 @@ def test_corruptions_are_held_against_an_arm(folder: "Folder") -> None:
         ),
         (AXES + "figures: [{segmentation: {data: digits}}]\n", "segmentation.data: expected data with masks"),
         (AXES + "figures: [{segmentation: {data: digts}}]\n", "did you mean digits?"),
+        (
+            AXES + "evaluate: [knn, {robustness: {path: /here}}]\n",
+            "sweep.yaml:4: evaluate: robustness.path: expected robustness.data beside it, the data's name",
+        ),
+        (
+            AXES + "evaluate: [knn, {robustness: {data: digits}}]\n",
+            "sweep.yaml:4: evaluate: robustness.data: expected '' or 'imagenet_c', found digits",
+        ),
         (AXES + "figures: [mine.py:map]\n", "figures: expected one of attention,"),
         (AXES + "figures: [tsne, tsne]\n", "sweep.yaml:4: figures: duplicate tsne"),
         (AXES + "figures: [3]\n", "sweep.yaml:4: figures: expected a figure, or one with its settings"),
