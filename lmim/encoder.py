@@ -3,6 +3,7 @@
 Latent MIM (arXiv 2407.15837), method section: pre-norm ViT, fixed sin-cos position codes, a class token.
 """
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
+from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -113,12 +115,16 @@ class Encoder(nn.Module):
         patches: Float[Tensor, "b n p"],
         indices: Int[Tensor, "b k"] | None = None,
         placed: int | None = None,
+        rows: int | None = None,
     ) -> Float[Tensor, "b t d"]:
         """What the first block reads of the patches named by `indices` (all when None), class token first.
 
-        Patches after the first `placed` of them are not told where they lie.
+        Patches after the first `placed` of them are not told where they lie. `rows` is how many of them there
+        are in images that may be of another size than in training, all of whose patches are seen.
         """
-        positions = self.positions.expand(len(patches), -1, -1)
+        positions = (self.positions if rows is None else self.spread(rows, patches)).expand(
+            len(patches), -1, -1
+        )
         if indices is not None:
             patches, positions = take(patches, indices), take(positions, indices)
         if placed is not None:
@@ -126,15 +132,24 @@ class Encoder(nn.Module):
         x: Tensor = self.embed(patches) + positions
         return torch.cat([self.cls_token.expand(len(x), -1, -1).to(x.dtype), x], dim=1)
 
+    def spread(self, rows: int, patches: Float[Tensor, "b n p"]) -> Float[Tensor, "n d"]:
+        """The codes of so many rows of patches: where they are not those of training, spread out evenly."""
+        grid, columns = math.isqrt(len(self.positions)), patches.shape[1] // rows
+        if (rows, columns) == (grid, grid):
+            return self.positions
+        found: Tensor = resample_abs_pos_embed(self.positions[None], [rows, columns], num_prefix_tokens=0)
+        return found[0]
+
     def tokens(
         self,
         patches: Float[Tensor, "b n p"],
         indices: Int[Tensor, "b k"] | None = None,
         placed: int | None = None,
         layer: int = 0,
+        rows: int | None = None,
     ) -> Float[Tensor, "b t d"]:
         """A block's tokens, the last one's for 0; the other arguments are those of `embedded`."""
-        x = self.embedded(patches, indices, placed)
+        x = self.embedded(patches, indices, placed, rows)
         for block in self.blocks[: layer or None]:
             x = block(x)
         return x
@@ -147,10 +162,10 @@ class Encoder(nn.Module):
         return latents
 
     def evaluated(
-        self, patches: Float[Tensor, "b n p"], layer: int = 0, norm: bool = False
+        self, patches: Float[Tensor, "b n p"], layer: int = 0, norm: bool = False, rows: int | None = None
     ) -> Float[Tensor, "b t d"]:
         """What evaluation sees: a block's tokens, class token first, before the final norm or after it."""
-        tokens = self.tokens(patches, layer=layer)
+        tokens = self.tokens(patches, layer=layer, rows=rows)
         normed: Tensor = self.norm(tokens) if norm else tokens
         return normed
 

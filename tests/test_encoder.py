@@ -73,6 +73,21 @@ def test_the_place_of_a_patch_counts() -> None:
     assert not torch.allclose(first, last)
 
 
+def test_places_are_spread_over_a_larger_image() -> None:
+    """Rows would be taken for columns in frames that are not square, or places be those of a corner."""
+    encoder = build()
+    patches = torch.randn(2, len(encoder.positions), encoder.embed.in_features)
+    assert torch.equal(encoder.evaluated(patches), encoder.evaluated(patches, rows=4)), "of training's size"
+    place = torch.arange(4.0)
+    encoder.positions = torch.cat([place.repeat_interleave(4)[:, None], place.repeat(4)[:, None]], dim=1)
+    oblong = encoder.spread(8, torch.zeros(1, 8 * 12, 1)).view(8, 12, 2)
+    assert torch.allclose(oblong[..., 0], oblong[:, :1, 0], atol=1e-5), "a row's patches lie in one row"
+    assert torch.allclose(oblong[..., 1], oblong[:1, :, 1], atol=1e-5)
+    for line in (oblong[:, 0, 0], oblong[0, :, 1]):
+        assert bool((line.diff() > 0).all())
+        assert (line[0].item(), line[-1].item()) == pytest.approx((0, 3), abs=0.3)
+
+
 @pytest.mark.parametrize("depth", [0, 1, 2, 3])
 def test_a_projector_is_as_deep_as_asked(depth: int) -> None:
     """The ablation of its depth would compare something else; 0 is no projector at all."""

@@ -15,6 +15,17 @@ RATIO = (3 / 4, 4 / 3)
 TRIES = 10
 WHOLE = torch.tensor([0.0, 0.0, 1.0, 1.0])
 """The box of a whole image."""
+Size = int | tuple[int, int]
+"""Pixels of a square's side, or rows and columns of them."""
+
+
+def rows_columns(size: Size) -> tuple[int, int]:
+    """The size as both.
+
+    >>> rows_columns(3), rows_columns((3, 4))
+    ((3, 3), (3, 4))
+    """
+    return (size, size) if isinstance(size, int) else size
 
 
 def normalise(
@@ -76,15 +87,15 @@ def within(boxes: Float[Tensor, "b 4"], inner: Float[Tensor, "b 4"]) -> Float[Te
 def crop(
     images: UInt8[Tensor, "b c h w"],
     boxes: Float[Tensor, "b 4"],
-    side: int,
+    size: Size,
     mirrored: Bool[Tensor, " b"] | None = None,
-) -> Float[Tensor, "b c side side"]:
+) -> Float[Tensor, "b c s t"]:
     """The boxes of the images, resized (bicubic), in 0..1; those of `mirrored` left to right."""
     left, top, width, height = boxes.unbind(1)
     zero = torch.zeros_like(left)
     across = width if mirrored is None else torch.where(mirrored, -width, width)
     rows = [across, zero, 2 * left + width - 1, zero, height, 2 * top + height - 1]
     theta = torch.stack(rows, dim=1).view(-1, 2, 3)
-    grid = F.affine_grid(theta, [*images.shape[:2], side, side], align_corners=False)
+    grid = F.affine_grid(theta, [*images.shape[:2], *rows_columns(size)], align_corners=False)
     pixels = images.to(grid.dtype) / 255
     return F.grid_sample(pixels, grid, mode="bicubic", padding_mode="border", align_corners=False).clamp(0, 1)

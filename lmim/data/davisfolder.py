@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lmim.config import Data
+from lmim.data.augment import Size
 from lmim.data.cache import cached_arrays, digest, noted
 from lmim.data.imagefolder import IMAGENET_MEAN, IMAGENET_STD, UNREADABLE, listed
 from lmim.data.reading import num_threads
@@ -78,7 +79,7 @@ class DavisClips(ClipFolder):
             raise UserError(f"{folder}: cannot be read any more ({error}): restore it") from error
 
     def _cut_clip(
-        self, index: int, side: int, boxes: Sequence[Sequence[float]], times: Sequence[int]
+        self, index: int, side: Size, boxes: Sequence[Sequence[float]], times: Sequence[int]
     ) -> NDArray[np.uint8]:
         return cut_clip(self.root / self.names[index], side, boxes, times)
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lmim.config import Data
-from lmim.data.augment import WHOLE
+from lmim.data.augment import WHOLE, Size
 from lmim.errors import UserError
 
 VOID = 255
@@ -58,7 +58,7 @@ class Clips(Split, Protocol):
     def read_clips(
         self,
         indices: Int[Tensor, " b"],
-        side: int,
+        side: Size,
         boxes: Float[Tensor, "b v 4"],
         times: Int[Tensor, "b v"],
     ) -> tuple[UInt8[Tensor, "b v c h w"], Float[Tensor, "b v 4"]]:
@@ -145,7 +145,7 @@ class Subset:
     def read_clips(
         self,
         indices: Int[Tensor, " b"],
-        side: int,
+        side: Size,
         boxes: Float[Tensor, "b v 4"],
         times: Int[Tensor, "b v"],
     ) -> tuple[UInt8[Tensor, "b v c h w"], Float[Tensor, "b v 4"]]:
@@ -232,7 +232,7 @@ class ArrayClips(ArraySplit):
     def read_clips(
         self,
         indices: Int[Tensor, " b"],
-        side: int,
+        side: Size,
         boxes: Float[Tensor, "b v 4"],
         times: Int[Tensor, "b v"],
     ) -> tuple[UInt8[Tensor, "b v c h w"], Float[Tensor, "b v 4"]]:

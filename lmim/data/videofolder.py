@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from lmim.config import Data
-from lmim.data.augment import WHOLE, central_boxes
+from lmim.data.augment import WHOLE, Size, central_boxes, rows_columns
 from lmim.data.imagefolder import (
     EVALUATED,
     IMAGENET_MEAN,
@@ -74,7 +74,7 @@ class ClipFolder(FolderSplit):
     def read_clips(
         self,
         indices: Int[Tensor, " b"],
-        side: int,
+        side: Size,
         boxes: Float[Tensor, "b v 4"],
         times: Int[Tensor, "b v"],
     ) -> tuple[UInt8[Tensor, "b v c h w"], Float[Tensor, "b v 4"]]:
@@ -86,7 +86,7 @@ class ClipFolder(FolderSplit):
         return images, WHOLE.repeat(*times.shape, 1)
 
     def _cut_clip(
-        self, index: int, side: int, boxes: Sequence[Sequence[float]], times: Sequence[int]
+        self, index: int, side: Size, boxes: Sequence[Sequence[float]], times: Sequence[int]
     ) -> NDArray[np.uint8]:
         path = self.root / self.names[index]
         try:
@@ -98,9 +98,9 @@ class ClipFolder(FolderSplit):
 
 
 def cut_clip(
-    path: Path, side: int, boxes: Sequence[Sequence[float]], places: Sequence[int]
+    path: Path, side: Size, boxes: Sequence[Sequence[float]], places: Sequence[int]
 ) -> NDArray[np.uint8]:
-    """A box of each of these frames of a clip, `[v, side, side, 3]`.
+    """A box of each of these frames of a clip, `[v, rows, columns, 3]`.
 
     Raises:
         UserError: it cannot be read any more.
@@ -112,12 +112,12 @@ def cut_clip(
         raise UserError(f"{path}: cannot be read any more ({error}): restore it") from error
 
 
-def _cut(image: Image.Image, side: int, box: Sequence[float]) -> NDArray[np.uint8]:
+def _cut(image: Image.Image, side: Size, box: Sequence[float]) -> NDArray[np.uint8]:
     left, top, width, height = box
     across, down = image.size
     right, bottom = min(left + width, 1.0) * across, min(top + height, 1.0) * down
     edges = (left * across, top * down, right, bottom)
-    return np.asarray(image.resize((side, side), Image.Resampling.BICUBIC, edges))
+    return np.asarray(image.resize(rows_columns(side)[::-1], Image.Resampling.BICUBIC, edges))
 
 
 # ------------------------------------------------------------------------------------- one clip

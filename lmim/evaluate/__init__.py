@@ -63,7 +63,7 @@ def image_features(
 
 
 def patch_features(
-    objective: Any, images: Float[Tensor, "b c s s"], *, features: str = "own", **view: Any
+    objective: Any, images: Float[Tensor, "b c h w"], *, features: str = "own", **view: Any
 ) -> Float[Tensor, "b n d"]:
     """The same for each patch, where `features` changes nothing."""
     if view.get("norm"):
@@ -71,7 +71,7 @@ def patch_features(
     return _layers(objective.patch_features, images, **view)
 
 
-def _layers(encode: View, images: Float[Tensor, "b c s s"], *, layer: Any = 0, **norm: Any) -> Tensor:
+def _layers(encode: View, images: Float[Tensor, "b c h w"], *, layer: Any = 0, **norm: Any) -> Tensor:
     """After one block, or the last four's channels together."""
     if layer != "last4":
         return encode(images, **({"layer": layer} if layer else {}), **norm)
@@ -114,7 +114,7 @@ def judge(
 
 def _bare(encode: View, view: dict[str, Any]) -> Encode:
     @torch.no_grad()
-    def found(images: Float[Tensor, "b c s s"]) -> Tensor:
+    def found(images: Float[Tensor, "b c h w"]) -> Tensor:
         return encode(images, **view)
 
     return cast(Encode, found)

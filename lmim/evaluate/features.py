@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from lmim.config import Config
 from lmim.data import Dataset, Split
-from lmim.data.augment import crop, normalise
+from lmim.data.augment import Size, crop, normalise
 from lmim.data.reading import ahead
 from lmim.data.splits import Subset
 
 Encode = Callable[[Float[Tensor, "b c s s"]], Float[Tensor, "b d"]]
-EncodePatches = Callable[[Float[Tensor, "b c s s"]], Float[Tensor, "b n d"]]
+EncodePatches = Callable[[Float[Tensor, "b c h w"]], Float[Tensor, "b n d"]]
 
 BATCH = 256
 SAMPLE = {"train": 1000, "judged": 250}
@@ -81,12 +81,15 @@ class Model:
     device: torch.device | str = "cpu"
 
     def normalised(
-        self, images: UInt8[Tensor, "b c h w"], boxes: Float[Tensor, "b 4"]
-    ) -> Float[Tensor, "b c s s"]:
-        """Images as a split's `read` gives them, as the encoder expects them, on the device."""
+        self, images: UInt8[Tensor, "b c h w"], boxes: Float[Tensor, "b 4"], size: Size | None = None
+    ) -> Float[Tensor, "b c s t"]:
+        """Images as a split's `read` gives them, as the encoder expects them, on the device.
+
+        They are as large as it was trained on, unless a size is given.
+        """
         mean, std = (torch.tensor(part, device=self.device) for part in (self.dataset.mean, self.dataset.std))
         images, boxes = (part.to(self.device, non_blocking=True) for part in (images, boxes))
-        return normalise(crop(images, boxes, self.side), mean, std)
+        return normalise(crop(images, boxes, size or self.side), mean, std)
 
     def read(self, split: Split) -> Iterator[tuple[UInt8[Tensor, "b c h w"], Float[Tensor, "b 4"]]]:
         """A split's images and the boxes that are judged, not augmented, `BATCH` at once, on the host."""

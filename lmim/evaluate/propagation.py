@@ -45,13 +45,32 @@ class Recipe:
     one."""
     stretched: bool = True
     """Each label's map is stretched to 0..1 before the largest is taken."""
+    ratio: float = 0.0
+    """The longer side of a frame over the shorter one; 0 is the clip's own, cut to a multiple of `LONGER`."""
 
 
 DINO = Recipe(last_frames=7, radius=12, top_k=5, temperature=0.1)
 VIDEOWALK = Recipe(
     last_frames=20, radius=20, top_k=7, temperature=0.7, square=False, first_everywhere=True,
-    first_repeated=True, ties=False, smooth=True, stretched=False,
+    first_repeated=True, ties=False, smooth=True, stretched=False, ratio=880 / 480,
 )  # fmt: skip
+
+
+LONGER = 64
+"""Pixels of which a frame's longer side is a multiple, by DINO's code."""
+
+
+def frame_size(size: tuple[int, int], side: int, recipe: Recipe) -> tuple[int, int]:
+    """Rows and columns of a frame whose shorter side is made `side` pixels.
+
+    >>> frame_size((480, 854), 480, DINO), frame_size((480, 854), 480, VIDEOWALK)
+    ((480, 832), (480, 880))
+    >>> frame_size((854, 480), 240, DINO)
+    (384, 240)
+    """
+    own = side * max(size) / min(size)
+    longer = round(side * recipe.ratio) if recipe.ratio else max(1, int(own // LONGER)) * LONGER
+    return (longer, side) if size[0] > size[1] else (side, longer)
 
 
 def propagate(

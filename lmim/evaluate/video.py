@@ -2,8 +2,9 @@
 
 As DAVIS is scored: the mask of a clip's first frame is given, and carried to the others by the likeness of
 frozen patch features (`propagation.py`); J and F are the official ones (`davis.py`), and scored on masks as
-large as they lie on disk. Clips are seen whole, at the side that the encoder was trained on and normalised as
-its data were: DINO's and Videowalk's figures are of frames 480 pixels high.
+large as they lie on disk. Clips are seen whole, normalised as the encoder's data were, and squeezed to the
+square that it was trained on. DINO's figures are of frames 480 pixels high, after the final norm: that is
+`{side: 480, norm: true}`.
 """
 
 import math
@@ -20,8 +21,15 @@ from lmim.data.augment import WHOLE, crop
 from lmim.data.splits import MaskedClips
 from lmim.evaluate import davis
 from lmim.evaluate.features import Frozen, Model
-from lmim.evaluate.propagation import DINO, VIDEOWALK, first_labels, hard_labels, propagate
-from lmim.variants import PositiveInt
+from lmim.evaluate.propagation import (
+    DINO,
+    VIDEOWALK,
+    first_labels,
+    frame_size,
+    hard_labels,
+    propagate,
+)
+from lmim.variants import Count, PositiveInt
 
 METRICS = {
     "video_jf": {"label": "video J&F", "unit": "%", "better": "higher"},
@@ -34,6 +42,8 @@ Whose = Literal["dino", "videowalk"]
 RECIPES = {"dino": DINO, "videowalk": VIDEOWALK}
 FEW = 8
 """Clips of a sample."""
+PIXELS = 2**23
+"""Of the frames that are encoded at once: 20 of DAVIS' by DINO's settings."""
 
 
 def video(
@@ -43,16 +53,18 @@ def video(
     path: str = "",
     recipe: Literal["dino", "videowalk"] = "dino",
     clips: PositiveInt = 200,
+    side: Count = 0,
 ) -> dict[str, float]:
     """J, F and their mean in % on the judged clips: means over frames, then over the objects of all clips.
 
     `data` are clips with masks, which lie in the folder `path` if they lie on disk. `recipe` is whose way of
     carrying labels: `dino`, or `videowalk`, which CropMAE and its like report; figures of one say nothing
-    beside the other's. `clips` is how many are judged at most, evenly spread over the split.
+    beside the other's. `clips` is how many are judged at most, evenly spread over the split. `side` is that
+    of a frame's shorter side in pixels, the longer one following by the recipe (0: the encoder's square).
     """
     regions, boundaries = [], []
     count = min(clips, FEW) if frozen.few else clips
-    for one in predicted(frozen.model, frozen.open(), frozen.split, recipe, count):
+    for one in predicted(frozen.model, frozen.open(), frozen.split, recipe, count, side):
         objects = davis.objects_of(one.truth[0])
         if objects:
             j, f = davis.scores(one.truth, one.found, objects)
@@ -68,7 +80,7 @@ def video(
 class Followed:
     """One clip, its true masks, and those that were carried through it."""
 
-    frames: Float[Tensor, "f c s s"]
+    frames: Float[Tensor, "f c s t"]
     """Pixels, 0..1."""
     truth: UInt8[Tensor, "f h w"]
     """As large as it lies on disk."""
@@ -77,7 +89,7 @@ class Followed:
 
 
 def predicted(
-    model: Model, data: Dataset, split: str, recipe: Whose = "dino", clips: int = 200
+    model: Model, data: Dataset, split: str, recipe: Whose = "dino", clips: int = 200, side: int = 0
 ) -> Iterator[Followed]:
     """The clips of a split, at most so many, each with the masks that are propagated: for figures, too."""
     how, source = RECIPES[recipe], cast(MaskedClips, getattr(data, split))
@@ -85,14 +97,19 @@ def predicted(
         truth = source.read_whole_masks(int(number))
         times = torch.arange(len(truth))[None]
         boxes = WHOLE.reshape(1, 1, 4).expand(1, len(truth), 4)
-        frames, seen = source.read_clips(number[None], model.side, boxes, times)
-        features = model.patches(model.normalised(frames[0], seen[0]))
-        truth = truth.to(features.device)
-        rows = math.isqrt(features.shape[1])
-        if rows**2 != features.shape[1] or model.side % rows:
-            raise ValueError(f"video needs a square grid of patches, found {features.shape[1]} of them")
-        patch, size = model.side // rows, (model.side, model.side)
+        large = truth.shape[1], truth.shape[2]
+        size = frame_size(large, side, how) if side else (model.side, model.side)
+        [frames], [seen] = source.read_clips(number[None], size if side else model.side, boxes, times)
+        at_once = max(1, PIXELS // math.prod(size))
+        parts = zip(torch.split(frames, at_once), torch.split(seen, at_once), strict=True)
+        features = torch.cat([model.patches(model.normalised(*part, size)) for part in parts])
+        truth, patches = truth.to(features.device), features.shape[1]
+        patch = math.isqrt(math.prod(size) // patches)
+        if (size[0] // patch) * (size[1] // patch) != patches or size[0] % patch or size[1] % patch:
+            raise ValueError(
+                f"video needs a grid of square patches, found {patches} of {size[0]} x {size[1]} px"
+            )
         first = first_labels(truth[0], davis.objects_of(truth[0]), size, patch, how)
-        soft, large = propagate(features, first, how), (truth.shape[1], truth.shape[2])
+        soft = propagate(features, first, how)
         found = torch.stack([truth[0], *(hard_labels(one, patch, large, how) for one in soft)])
-        yield Followed(crop(frames[0], seen[0], model.side), truth, found)
+        yield Followed(crop(frames, seen, size), truth, found)

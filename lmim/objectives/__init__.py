@@ -142,10 +142,11 @@ class Objective(nn.Module):
         """Follow the optimiser's step, `scheduled` being the values after it."""
 
     def tokens(
-        self, images: Float[Tensor, "b c s s"], layer: int = 0, norm: bool = False
+        self, images: Float[Tensor, "b c h w"], layer: int = 0, norm: bool = False
     ) -> Float[Tensor, "b t d"]:
         """Of whole images: a class token and one of each patch, after this block; see `patch_features`.
 
+        Images may be of another size than in training, and oblong.
         `norm`: after the encoder's final norm. An objective without a class token leaves it out.
         """
         raise NotImplementedError
@@ -157,7 +158,7 @@ class Objective(nn.Module):
             "blocks": [(r"(?:.*\.)?encoder\.blocks\.(\d+)", None)],
         }
 
-    def patch_features(self, images: Float[Tensor, "b c s s"], layer: int = 0) -> Float[Tensor, "b n d"]:
+    def patch_features(self, images: Float[Tensor, "b c h w"], layer: int = 0) -> Float[Tensor, "b n d"]:
         """Frozen features of whole images, one for each patch, after this block.
 
         0 is after the last, -1 after the one before it.

@@ -113,7 +113,8 @@ class BlockMIM(Objective):
         return self.encoder
 
     def tokens(
-        self, images: Float[Tensor, "b c s s"], layer: int = 0, norm: bool = False
+        self, images: Float[Tensor, "b c h w"], layer: int = 0, norm: bool = False
     ) -> Float[Tensor, "b t d"]:
         """A block's tokens of the encoder, the class token's first."""
-        return self.encoder.evaluated(patchify(images, self.patch_size), layer, norm)
+        rows = images.shape[2] // self.patch_size
+        return self.encoder.evaluated(patchify(images, self.patch_size), layer, norm, rows)

@@ -280,7 +280,7 @@ class ContrastiveMIM(Objective):
         return self.mae.encoder
 
     def tokens(
-        self, images: Float[Tensor, "b c s s"], layer: int = 0, norm: bool = False
+        self, images: Float[Tensor, "b c h w"], layer: int = 0, norm: bool = False
     ) -> Float[Tensor, "b t d"]:
         """A block's tokens of the encoder, the class token's first."""
         return self.mae.tokens(images, layer, norm)

@@ -155,10 +155,11 @@ class Supervised(Objective):
         return self.encoder
 
     def tokens(
-        self, images: Float[Tensor, "b c s s"], layer: int = 0, norm: bool = False
+        self, images: Float[Tensor, "b c h w"], layer: int = 0, norm: bool = False
     ) -> Float[Tensor, "b t d"]:
         """A block's tokens of the encoder, the class token's first; the final norm is the classifier's."""
-        tokens = self.encoder.evaluated(patchify(images, self.patch_size), layer)
+        rows = images.shape[2] // self.patch_size
+        tokens = self.encoder.evaluated(patchify(images, self.patch_size), layer, rows=rows)
         normed: Tensor = self.norm(tokens) if norm else tokens
         return normed
 

@@ -194,12 +194,15 @@ class VideoMIM(Objective):
         return found
 
     def tokens(
-        self, images: Float[Tensor, "b c s s"], layer: int = 0, norm: bool = False
+        self, images: Float[Tensor, "b c h w"], layer: int = 0, norm: bool = False
     ) -> Float[Tensor, "b t d"]:
         """A block's tokens, class token first: of the image encoder, or the video encoder's first tubes."""
         patches = patchify(images, self.patch_size)
         if "image" in self.branches:
-            return self.branch("image").encoder.evaluated(patches, layer, norm)
+            rows = images.shape[2] // self.patch_size
+            return self.branch("image").encoder.evaluated(patches, layer, norm, rows)
+        if patches.shape[1] != self.grid**2:
+            raise ValueError("the video encoder sees frames of the size that it was trained on alone")
         first = torch.arange(self.grid**2, device=images.device).expand(len(images), -1)
         encoder = self.branch("video").encoder
         found = encoder.tokens(patches.repeat(1, 1, self.tube), first, layer=layer)

@@ -87,6 +87,19 @@ def test_what_is_followed_is_scored_as_large_as_it_lies_on_disk(tmp_path: Path) 
     assert found == pytest.approx({"video_jf": (right + 100) / 2, "video_j": right, "video_f": 100})
 
 
+def test_frames_are_seen_as_large_as_asked_and_as_oblong(tmp_path: Path) -> None:
+    """DINO's figures are of frames 480 pixels high: squeezed to the encoder's square they are others."""
+    data = opened(write(tmp_path))
+    seen = replace(model(dataset=data, side=SIDE), patches=shows)
+    given = replace(frozen(nothing(2), nothing(2), 1), model=seen, opened=data)
+    one = next(predicted(seen, data, "test", side=64))
+    assert (one.frames.shape, one.found.shape) == ((6, 3, 64, 128), (6, 32, 64))
+    assert video(given, side=64)["video_j"] > video(given)["video_j"]
+    with pytest.raises(ValueError, match="64 x 117"):  # 880 / 480 of 64
+        video(given, side=64, recipe="videowalk")
+    assert video(given, side=96, recipe="videowalk")["video_j"] > 80
+
+
 def test_a_sweep_judges_by_such_a_folder(tmp_path: Path) -> None:
     """The protocol opens it by its name, and what is in it is part of what was measured."""
     first = opened(write(tmp_path)).version

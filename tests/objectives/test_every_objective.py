@@ -186,3 +186,12 @@ def test_a_trial_comes_back_from_its_folder(name: str, tmp_path: Path) -> None:
     assert encoder.features(images).shape == (3, 16)
     fresh = objectives.build(config, Setup(8, 1, 10))
     assert not torch.equal(fresh.eval().features(images), encoder.features(images))
+
+
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name != "fsq"])
+def test_an_oblong_image_has_a_token_for_each_patch(name: str) -> None:
+    """Frames of videos would be squeezed to the square of training."""
+    objective = objectives.build(tiny(name), Setup(8, 1, 10, frames=8)).eval()
+    with torch.no_grad():
+        one, large = objective.tokens(torch.ones(2, 1, 8, 8)), objective.tokens(torch.ones(2, 1, 12, 20))
+    assert (one.shape, large.shape) == ((2, 1 + 16, 16), (2, 1 + 60, 16))
