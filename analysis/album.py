@@ -215,9 +215,10 @@ def _examples(name: str, data: Arrays, axes: Any, beside: int) -> None:
 
 
 CURVES = (
-    "Similarity within an image over training: of the encoder's patches by the journal, and of predictions, "
-    "targets and visible latents, which the journal has not, measured with the first and with the last "
-    "weights; mean cosine of all pairs, each patch with itself included, as the constraint has it"
+    "Similarity within an image over training, by the journal: of the encoder's patches on test images, of "
+    "predictions, targets and visible latents on training images (at both ends: of trials whose journal has "
+    "them not, with the first and with the last weights, on test images); mean cosine of all pairs, each "
+    "patch with itself included, as the constraint has it"
 )
 
 

@@ -69,8 +69,8 @@ def tsne(axes: Sequence[Axes], data: Arrays, number: int = 0) -> None:
 
 
 def similarity(axes: Axes, data: Arrays) -> None:
-    """On one axis, over the steps: the mean cosine of an image's patches, and what the constraint aims at; at
-    both ends that of predictions, targets and visible latents."""
+    """On one axis, over the steps: the mean cosine of an image's patches, and what the constraint aims at;
+    that of predictions, targets and visible latents, at both ends alone where the journal has no more."""
     steps = data["steps"]
     axes.plot(steps, data["patches"], color=INK, linewidth=1.6, label="patches of the encoder")
     if "aim" in data:
@@ -78,10 +78,14 @@ def similarity(axes: Axes, data: Arrays) -> None:
         axes.plot(data["aim_steps"], data["aim"], label="aim of the constraint", **aim)
     ends = [0, int(steps.max())]
     for name, before, after in zip(data["parts"], data["before"], data["after"], strict=True):
-        if math.isfinite(before) and math.isfinite(after):
-            marker, colour = ENDS[str(name)]
-            look: Any = {"color": GREY, "linestyle": ":", "linewidth": 0.9, "clip_on": False, "zorder": 4}
-            look |= {"marker": marker, "markersize": 6, "markerfacecolor": colour, "markeredgecolor": INK}
+        marker, colour = ENDS[str(name)]
+        look: Any = {"marker": marker, "markersize": 6, "markerfacecolor": colour, "markeredgecolor": INK}
+        if name in data:
+            x, y = data[f"{name}_steps"], data[name]
+            look |= {"color": GREY, "linewidth": 1.0, "markevery": max(1, len(x) // 6), "zorder": 4}
+            axes.plot(x, y, label=str(name), **look)
+        elif math.isfinite(before) and math.isfinite(after):
+            look |= {"color": GREY, "linestyle": ":", "linewidth": 0.9, "clip_on": False, "zorder": 4}
             axes.plot(ends, [before, after], label=f"{name}, at both ends", **look)
     axes.set(xlabel="step", ylabel="mean cosine", ylim=(min(0.0, axes.get_ylim()[0]), 1.0))
     axes.set_xlim(left=0)

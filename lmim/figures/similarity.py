@@ -1,8 +1,8 @@
 """How alike the latents of one image are: over training, and of predictions, targets and visible patches.
 
-The journal has the mean cosine of the encoder's patches and the constraint's aim, over the steps. It has no
-similarity of predictions, targets and visible latents: these are measured with the weights before training,
-which the seed gives again, and with those after it.
+The journal has the mean cosine of the encoder's patches and the constraint's aim, over the steps. That of
+predictions, targets and visible latents it has of `latent_mim`, unless the trial is an old one. They are
+measured, too, with the weights before training, which the seed gives again, and with those after it.
 """
 
 import math
@@ -23,14 +23,17 @@ PARTS = ("prediction", "target", "visible")
 
 
 def similarity(trial: Subject, *, images: PositiveInt = 64) -> Arrays:
-    """Cosine of the patches over the steps; that of predictions, targets and visible latents at both ends.
+    """Cosine of the patches, predictions, targets and visible latents over the steps; of the last three at
+    both ends, too.
 
-    `images` are averaged over, spread evenly over the test split. All are means over the ordered pairs of an
-    image's patches, a patch with itself included, as the constraint has it; masks are always the same ones.
+    At the ends `images` are averaged over, spread evenly over the test split. All are means over the ordered
+    pairs of an image's patches, a patch with itself included, as the constraint has it; masks are always the
+    same ones.
 
     Returns:
         `steps` [k], `patches` [k]; `aim_steps` and `aim` where the objective has one; `parts` [3], the names
-        of what `before` [3] and `after` [3] are of, NaN where targets are no vectors or nothing is predicted.
+        of what `before` [3] and `after` [3] are of, NaN where targets are no vectors or nothing is predicted;
+        `prediction_steps` and `prediction`, and so on, where the journal has them.
     """
     split = trial.model.dataset.test
     seen = trial.images(split, spread(len(split), images))
@@ -47,6 +50,9 @@ def similarity(trial: Subject, *, images: PositiveInt = 64) -> Arrays:
     aims = _course(rows, "train/similarity_aim")
     if aims and trial.config.flat().get("mask.similarity"):
         found |= {"aim_steps": np.array([*aims]), "aim": np.array([*aims.values()])}
+    for name in PARTS:
+        if course := _course(rows, f"train/{name}_similarity"):
+            found |= {f"{name}_steps": np.array([*course]), name: np.array([*course.values()])}
     untrained = Run(trial.config, trial.model.dataset, torch.device(trial.model.device)).objective.eval()
     for name, objective in (("before", untrained), ("after", trial.objective)):
         found[name] = np.array(_measured(trial, seen, objective))

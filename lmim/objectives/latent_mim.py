@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lmim import config
 from lmim.axes.collapse import width_of
-from lmim.axes.mask import as_drawn, draw_mask, patchify, similarity_constraint
+from lmim.axes.mask import as_drawn, draw_mask, patchify, similarity, similarity_constraint
 from lmim.encoder import Encoder, View, in_float32, initialise, sincos_positions
 from lmim.objectives import Draw, Objective, Setup
 from lmim.schedules import cosine_decay
@@ -80,10 +80,21 @@ class LatentMIM(Objective):
         own: Mapping[str, Tensor],
         scheduled: Mapping[str, Tensor],
     ) -> dict[str, Float[Tensor, ""]]:
-        """`loss`, the `term` of it that compares prediction and target, and its `regulariser` if any."""
+        """`loss`, the `term` of it that compares prediction and target, and its `regulariser` if any.
+
+        And how alike an image's predictions are, its targets, and its visible latents: a collapse of one of
+        them may hide behind the others.
+        """
         patches, view = as_drawn(views[:, 0], self.patch_size, self.mask, own)
         output = self.output(patches, view, scheduled["similarity_aim"])
         added = {} if output.regulariser is None else {"regulariser": output.regulariser}
+        parts = {"prediction": output.prediction, "target": output.target, "visible": output.latents[:, 1:]}
+        with torch.no_grad(), in_float32(views):
+            added |= {
+                f"{name}_similarity": similarity(part)
+                for name, part in parts.items()
+                if part.is_floating_point()  # ids of tokens are no vectors
+            }
         return {"loss": output.loss, "term": output.term, **added}
 
     def output(self, patches: Float[Tensor, "b n p"], view: View, similarity_aim: float | Tensor) -> Output:

@@ -156,6 +156,10 @@ def test_similarity_draws_what_there_is() -> None:
         "prediction, at both ends": [0.9, 0.2],
         "visible, at both ends": [0.8, 0.3],
     }
+    (axes,) = panels(1)
+    pictures.similarity(axes, data | {"visible_steps": np.array([5, 10]), "visible": np.array([0.7, 0.3])})
+    (curve,) = (line for line in axes.lines if line.get_label() == "visible")
+    assert np.asarray(curve.get_xydata()).tolist() == [[5, 0.7], [10, 0.3]], "the course, not the ends"
 
 
 @pytest.mark.parametrize("value", [0.0, 10.0])

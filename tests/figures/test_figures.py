@@ -184,6 +184,10 @@ def test_similarity_begins_with_the_first_weights(latent: Subject) -> None:
     assert found["steps"][0] == 0
     assert found["patches"][0] == pytest.approx(_alike(fresh), abs=0.02), "the journal's, of other images"
     assert found["aim"][-1] == pytest.approx(0.25, abs=0.01)
+    rows = [row for row in latent.folder.rows()[0] if "train/target_similarity" in row.metrics]
+    assert found["target_steps"].tolist() == [row.step for row in rows] != []
+    assert found["target"].tolist() == [row.metrics["train/target_similarity"] for row in rows]
+    assert found["visible"].tolist() != found["prediction"].tolist()
 
 
 def _alike(subject: Subject) -> float:

@@ -74,12 +74,19 @@ def test_the_loss_is_the_term_and_the_constraint(similarity: float) -> None:
     views = torch.randn(3, 1, 1, 16, 16, generator=torch.Generator().manual_seed(0))
     own, aim = drawn(3).own, torch.tensor(0.7)
     found = objective(views, torch.zeros(3, dtype=torch.int64), own, {"similarity_aim": aim})
-    assert found.keys() == {"loss", "term"}
+    assert found.keys() == {
+        *("loss", "term", "prediction_similarity", "target_similarity", "visible_similarity")
+    }
     patches = patchify(views[:, 0], 2, own["offsets"], 2)
     output = objective.output(patches, View(own["visible"], own["masked"]), 0.7)
     constraint = similarity_constraint(output.prediction, output.latents[:, 1:], 0.7)
     torch.testing.assert_close(found["term"], objective.compare(output.prediction, output.target))
     torch.testing.assert_close(found["loss"], found["term"] + similarity * constraint)
+    parts = {"prediction": output.prediction, "target": output.target, "visible": output.latents[:, 1:]}
+    for name, part in parts.items():
+        unit = part / part.norm(dim=2, keepdim=True)
+        torch.testing.assert_close(found[f"{name}_similarity"], (unit @ unit.transpose(1, 2)).mean())
+        assert not found[f"{name}_similarity"].requires_grad, "told, not trained"
 
 
 def test_labels_are_not_looked_at() -> None:
