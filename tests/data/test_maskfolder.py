@@ -1,16 +1,25 @@
 """Folders of ADE20K's shape: what is read of them, and what is refused."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from lmim.config import Data
 from lmim.data import Dataset, open_dataset
 from lmim.data.maskfolder import MaskFolder
 from lmim.errors import UserError
+from lmim.evaluate.segment_linear import segment_linear
+from lmim.evaluate.segmentation import segmentation
+from lmim.plan.sweep_file import with_data
+from lmim.trial.evaluation import read_evaluations
+from tests.evaluate.builders import frozen, model, nothing
+
+PROTOCOLS = {"segmentation": segmentation, "segment_linear": segment_linear}
 
 
 def write(root: Path, count: int = 11) -> Path:
@@ -56,6 +65,26 @@ def test_the_label_is_the_class_of_most_pixels(tmp_path: Path) -> None:
     data = opened(write(tmp_path))
     assert data.test.labels.tolist() == [1] * 11
     assert int(data.train.labels.max()) < data.classes
+
+
+def test_a_folder_is_judged_as_it_lies_there(tmp_path: Path) -> None:
+    """Masks read beside their images, or classes told apart by their ids, would show as a worse encoder."""
+    data = opened(write(tmp_path))
+    names = ["segmentation", "segment_linear"]
+    asked = [{name: {"data": "maskfolder", "path": str(tmp_path)}} for name in names]
+    evaluations = with_data(read_evaluations(asked))
+    assert {one.version for one in evaluations} == {data.version}
+
+    def colours(images: Tensor) -> Tensor:
+        return images.unfold(2, 2, 2).unfold(3, 2, 2).mean(dim=(4, 5)).flatten(2).transpose(1, 2)
+
+    seen = replace(model(dataset=data, side=28), patches=colours)
+    for one in evaluations:
+        opens = open_dataset(Data(name="maskfolder", path=str(tmp_path), image_size=28))
+        given = replace(frozen(nothing(2), nothing(2), 1), model=seen, opened=opens)
+        found = PROTOCOLS[one.name](given)
+        for name in ("segment_fg_ari", "segment_linear_objects"):
+            assert found.get(name, 100) > 90, name
 
 
 def test_the_version_is_over_both_files(tmp_path: Path) -> None:

@@ -16,9 +16,11 @@ from lmim.data.augment import crop, normalise
 from lmim.errors import UserError
 from lmim.interop.__main__ import main
 from lmim.loading import load_trial
+from lmim.tracking import runs_of
 from lmim.train.loop import train
 from lmim.trial.evaluation import read_evaluations
 from lmim.trial.folder import TrialFolder
+from tests.sweep.running import arguments, run, write
 from tests.train.conftest import TINY
 
 
@@ -99,6 +101,18 @@ def test_the_card_has_the_trials_figures_and_its_arms(folders: list[TrialFolder]
         assert str(told) in card.text
     model: Any = timm.create_model(f"local-dir:{tmp_path / 'model'}", pretrained=True)
     assert model.num_classes == 0
+
+
+def test_the_card_names_mlflows_run(tmp_path: Path) -> None:
+    """Whoever gets the model could not find the run that it is of."""
+    file = write(tmp_path, arms="[mse]", seeds="[0]")
+    run(arguments(file, "--serial"))
+    out = tmp_path / "out"
+    [folder] = (out / "trials").iterdir()
+    assert main(["export", str(folder), "--to", "hf", "--out", str(tmp_path / "model")]) == 0
+    [said] = runs_of(TrialFolder(folder.parent, folder.name))
+    assert re.fullmatch(r"run [0-9a-f]{32} of experiment \d+", said)
+    assert said in ModelCard.load(tmp_path / "model" / "README.md").text
 
 
 def test_bad_input_is_one_line(
