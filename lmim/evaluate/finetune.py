@@ -32,6 +32,8 @@ from lmim.variants import Fraction, Positive, PositiveInt
 METRICS = {"finetune_top1": {"label": "fine-tuned top-1", "unit": "%", "better": "higher"}}
 NEEDS = ("backbone",)
 
+HEAD = 2e-5
+"""Deviation of the classifier's first weights, which so begins by telling nothing."""
 SAMPLE_STEP = 64
 """Images of a step of the sample, at most."""
 AUGMENTED = {
@@ -118,10 +120,13 @@ def _encoder(objective: nn.Module) -> Encoder:
 
 
 def _started(run: Run, trained: Trained) -> Run:
-    """The run with the trial's encoder; its final norm stays behind, as the classifier has its own."""
+    """The run with the trial's encoder, whose final norm stays behind, as the classifier has its own."""
     weights = _encoder(trained.objective).state_dict()
     ours = _encoder(run.objective)
     ours.load_state_dict({name: weights[name] for name in ours.state_dict()})
+    head = cast(Supervised, run.objective).head.weight
+    with torch.no_grad():
+        head.copy_(nn.init.trunc_normal_(torch.empty(head.shape), std=HEAD))
     return run
 
 

@@ -67,6 +67,8 @@ def test_it_begins_with_the_trials_encoder(objective: str, tmp_path: Path) -> No
     before, after = load_trial(folder.path), load_trial(place(folder).path)
     assert after.config.objective == "supervised"
     assert after.config.section("encoder") == config.section("encoder")
+    head = weights(place(folder))["head.weight"]
+    assert head.std().item() == pytest.approx(2e-5, rel=0.2), "MAE's"
     images = torch.randn(16, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         torch.testing.assert_close(after.encoder.features(images), before.encoder.features(images))
