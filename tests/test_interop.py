@@ -17,7 +17,7 @@ from lmim.config import Config
 from lmim.encoder import View, take
 from lmim.errors import UserError
 from lmim.interop import load_mae, load_official, to_timm
-from lmim.interop.official import flat_embedding, our_mae_name, our_name
+from lmim.interop.official import flat_embedding, our_mae_name, our_name, translate, translate_mae
 from lmim.objectives import Setup, build
 from lmim.objectives.latent_mim import LatentMIM, Output
 from lmim.objectives.supervised import Supervised
@@ -163,6 +163,24 @@ def test_an_unknown_key_or_value_of_the_official_config_is_named(key: str) -> No
     """A mistyped argument must not fall back to a default."""
     with pytest.raises(UserError, match=key):
         load_official({}, {"depth": 2, key: "nonsense"})
+
+
+def test_what_arguments_leave_out_is_as_in_the_authors_code() -> None:
+    """A published checkpoint would not load, or worse load with heads that it was not trained with."""
+    for read in (translate, translate_mae):
+        config = read({"embed_dim": 768, "depth": 12})
+        encoder = config.section("encoder")
+        assert (config.data.image_size, encoder.patch_size) == (224, 16)
+        assert (encoder.heads, encoder.mlp_ratio) == (12, 4.0)
+        assert read({"embed_dim": 768, "num_heads": 8}).section("encoder").heads == 8
+        with pytest.raises(UserError, match="num_heads is missing, and no model of theirs is 24 wide"):
+            read({"embed_dim": 24})
+    config = translate({})
+    encoder, decoder = config.section("encoder"), config.section("decoder")
+    assert (encoder.width, encoder.depth, encoder.heads) == (1024, 24, 16)
+    assert (decoder.width, decoder.depth, decoder.heads, decoder.cues) == (512, 3, 16, True)
+    assert (config.section("projector").depth, config.section("projector").width) == (3, 4096)
+    assert (config.section("mask").gap, config.section("mask").similarity) == (0, 0.0)
 
 
 # ---------------------------------------------------------------------------------------------- MAE

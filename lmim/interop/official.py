@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lmim.config import Config, merge
-from lmim.errors import UserError
+from lmim.errors import UserError, show
 from lmim.objectives import Objective, Setup, build
 from lmim.objectives.latent_mim import LatentMIM
 from lmim.objectives.pixel_mim import PixelMIM
@@ -37,6 +37,14 @@ KEYS = {
     "avg_sim_coeff": "mask.similarity",
     "tau": "loss.tau",
 }
+DEFAULTS = {
+    **{"patch_size": 16, "embed_dim": 1024, "depth": 24, "mlp_ratio": 4.0, "avg_sim_coeff": 0.0},
+    **{"decoder_embed_dim": 512, "decoder_depth": 3, "decoder_num_heads": 16, "avg_vis_mask_token": True},
+    **{"patch_gap": 0, "tau": 0.2, "proj_depth": 3, "proj_dim": 4096},
+}
+"""Of their LMIM, and the projector's of their configs/lmim.yaml."""
+HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}
+"""Of the models of both by their width, as no shape of a weight tells them."""
 LOSSES = {"infonce_patches": "patch_discrimination", "norm_l2": "norm_mse"}
 RENAMED = {"embed.proj.": "embed.", "head.": "projector.", "pos_embed.pos_embeds": "positions"}
 
@@ -53,7 +61,7 @@ MAE_KEYS = {
     "mask_ratio": "mask.ratio",
 }
 MAE_DEFAULTS = {
-    **{"img_size": 224, "patch_size": 16, "embed_dim": 1024, "depth": 24, "num_heads": 16},
+    **{"img_size": 224, "patch_size": 16, "embed_dim": 1024, "depth": 24},
     **{"decoder_embed_dim": 512, "decoder_depth": 8, "decoder_num_heads": 16, "mlp_ratio": 4.0},
 }
 """Of their MaskedAutoencoderViT."""
@@ -146,8 +154,8 @@ def read_arguments(text: str) -> dict[str, Any]:
 
 
 def translate_mae(config: Mapping[str, Any]) -> Config:
-    """The arguments of MAE's authors as our config."""
-    given = MAE_DEFAULTS | dict(config)
+    """The arguments of MAE's authors as our config; what is left out is as in their code."""
+    given = with_heads(MAE_DEFAULTS | dict(config))
     given.pop("in_chans", None)
     loss = "norm_mse" if given.pop("norm_pix_loss", False) else "mse"
     decoder = {
@@ -161,12 +169,13 @@ def translate_mae(config: Mapping[str, Any]) -> Config:
 
 
 def translate(config: Mapping[str, Any]) -> Config:
-    """The authors' model arguments as our config."""
-    given = dict(config)
-    grid, patch = given.pop("grid_size", 14), given.get("patch_size", 16)
+    """The arguments of Latent MIM's authors as our config; what is left out is as in their code."""
+    given = with_heads(DEFAULTS | dict(config))
+    grid = given.pop("grid_size", 14)
     changes: dict[str, Any] = {
         "collapse.target_sees": "masked" if given.pop("mask_target", True) else "all",
-        "data.image_size": grid * patch,
+        "data.image_size": grid * given["patch_size"],
+        "decoder.mlp_ratio": float(given["mlp_ratio"]),
     }
     name = given.pop("loss", "infonce_patches")
     if name not in LOSSES:
@@ -176,15 +185,23 @@ def translate(config: Mapping[str, Any]) -> Config:
     given.pop("in_chans", None)
     if not given.pop("freeze_pe", True):
         raise UserError("official config: freeze_pe: false (learned positions) is not supported")
-    if given.pop("target_depth", given.get("depth")) != given.get("depth"):
+    if given.pop("target_depth", given["depth"]) != given["depth"]:
         raise UserError("official config: target_depth must equal depth, the target is a copy of the encoder")
     refuse_unknown(given, KEYS)
-    if "mlp_ratio" in given:
-        changes["decoder.mlp_ratio"] = float(given["mlp_ratio"])
     changes |= {KEYS[key]: value for key, value in given.items()}
     if changes["loss"] != "patch_discrimination":  # theirs has a temperature whatever the loss
         changes.pop("loss.tau", None)
     return Config.read(merge({}, changes))
+
+
+def with_heads(given: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a model, and of the authors' models the heads, where they are left out."""
+    heads = HEADS.get(width := given["embed_dim"])
+    if not heads and "num_heads" not in given:
+        raise UserError(
+            f"official config: num_heads is missing, and no model of theirs is {show(width)} wide"
+        )
+    return {"num_heads": heads} | given
 
 
 def refuse_unknown(given: Mapping[str, Any], known: Mapping[str, str]) -> None:
