@@ -64,30 +64,39 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _command(argv: Sequence[str] | None) -> int:
     options = _parser().parse_args(argv)
     console = Console(stderr=True)
-    record = _sweep(options) if options.sweep else None
+    record, beside = _sweep(options) if options.sweep else (None, None)
     evaluations = record.evaluations if record else _evaluations(options.protocols, options.split)
     begun = time.monotonic()
     with console.status("reading the encoder ..."):
-        given = _open(options)
+        given = _open(options, beside)
         given.encoder.eval()
         dataset = _dataset(given)
     device = choose_device(Config.read({"run": {"device": options.device}}))
     encoder = given.encoder.to(device)
+    fitting, failed = [], []
     for one in evaluations:
-        if (lacking := _lacks(encoder, one)) and not record:
-            raise UserError(f"{one.protocol}: {options.encoder} has no {', '.join(lacking)}")
-    evaluations = tuple(one for one in evaluations if not _lacks(encoder, one))
+        if lacking := _lacks(encoder, one):
+            why = f"{options.encoder} has no {', '.join(lacking)}"
+            if not record:
+                raise UserError(f"{one.protocol}: {why}")
+        else:
+            why = _unfit(given, one)
+        if not why:
+            fitting.append(one)
+        elif record:
+            print(f"{one.protocol}: left out, as {why}", file=sys.stderr)
+        else:
+            failed.append(f"{one.protocol}: {why}")
     views: list[Callable[..., Any]] = [partial(view, encoder) for view in (image_features, patch_features)]
     logits = getattr(encoder, "logits", None)
     metrics: dict[str, float] = {}
     table = Table("protocol", "metric", "value", "seconds", title=f"{options.encoder} on {given.data.name}")
-    failed = []
     with console.status("judging ..."):
         judged = judge(
             views[0],
             dataset,
             given.data.image_size,
-            evaluations,
+            fitting,
             device,
             logits,
             views[1],
@@ -107,10 +116,10 @@ def _command(argv: Sequence[str] | None) -> int:
         Console(width=None if sys.stdout.isatty() else 120).print(table, markup=False)
     for error in failed:
         print(f"error: {error}", file=sys.stderr)
-    if record:
+    if record and beside:
         with stored(options.out):
             seconds = time.monotonic() - begun
-            _stand_beside(options, record, given, dataset, metrics, seconds, device_name(device))
+            _stand_beside(options, record, beside, given, dataset, metrics, seconds, device_name(device))
     return int(bool(failed))
 
 
@@ -119,11 +128,18 @@ def _lacks(encoder: nn.Module, evaluation: Evaluation) -> list[str]:
     return [method for method in evaluation.methods if not hasattr(encoder, method)]
 
 
+def _unfit(given: Judgeable, evaluation: Evaluation) -> str:
+    """Why a protocol cannot judge an encoder that has what it needs, if it cannot."""
+    if "backbone" in evaluation.needs and given.trained is None:
+        return "it goes on training a trial on its own data, which is not what is judged"
+    return ""
+
+
 # ------------------------------------------------------------------------------ a row of a sweep's table
 
 
-def _sweep(options: argparse.Namespace) -> Record:
-    """The plan of the sweep whose table gets a row; its data become those to be judged on."""
+def _sweep(options: argparse.Namespace) -> tuple[Record, Config]:
+    """The plan of the sweep whose table gets a row, and a trial's config, with the data to be judged on."""
     name, _, place = options.sweep.partition("/")
     records = {record.place: record for record in kept(name, options.out)}
     if not records:
@@ -137,18 +153,17 @@ def _sweep(options: argparse.Namespace) -> Record:
         raise UserError("--data: a row of a sweep's table is judged on the sweep's data; leave it out")
     record = records[place]
     folders = [TrialFolder(options.out / "trials", trial.id) for trial in record.trials]
-    found = [folder.config().data for folder in folders if (folder.path / "config.json").is_file()]
-    if len({(data.name, data.version) for data in found}) != 1:
+    found = [folder.config() for folder in folders if (folder.path / "config.json").is_file()]
+    if len({(one.data.version, _judged(one.data)) for one in found}) != 1:
         why = "its arms have several data" if found else "no trial of it is there yet"
         raise UserError(f"--sweep {options.sweep}: {why}, so that there is no one set to judge on")
-    options.data, options.data_path = found[0].name, found[0].path
-    options.beside = found[0]
-    return record
+    return record, found[0]
 
 
 def _stand_beside(
     options: argparse.Namespace,
     record: Record,
+    beside: Config,
     given: Judgeable,
     dataset: Dataset,
     metrics: dict[str, float],
@@ -159,14 +174,14 @@ def _stand_beside(
     from lmim.tracking import Tracker
 
     side = given.data.image_size
-    size = "" if side == options.beside.image_size else f", {side} px"
+    size = "" if side == beside.data.image_size else f", {side} px"
     row = Other(
         name=f"{options.name or options.encoder} (not trained here{size})",
         encoder=options.encoder,
         metrics=metrics,
         image_size=side,
         data_version=dataset.version,
-        beside=options.beside.version or "",
+        beside=beside.data.version or "",
         seconds=seconds,
         code=code_digest(),
         commit=code_version(),
@@ -224,13 +239,11 @@ def _evaluations(text: str, split: Literal["test", "val"]) -> tuple[Evaluation, 
     return tuple(replace(one, split=split) for one in found)
 
 
-def _open(options: argparse.Namespace) -> Judgeable:
-    changes = {"name": options.data, "path": options.data_path}
-    given = {key: value for key, value in changes.items() if value is not None}
-    sources = dict([variants.read_source(options.data, Path())] if variants.own(options.data or "") else [])
+def _open(options: argparse.Namespace, beside: Config | None) -> Judgeable:
     if options.encoder.startswith("timm:"):
         from lmim.interop import TimmEncoder
 
+        given, sources = _asked(options, beside)
         name = options.encoder.removeprefix("timm:")
         side = TimmEncoder.side(name) if options.image_size is None else options.image_size
         data = _data(given | {"image_size": side}, sources)
@@ -240,6 +253,7 @@ def _open(options: argparse.Namespace) -> Judgeable:
     if options.layout:
         from lmim.interop.official import LAYOUTS, read_arguments
 
+        given, sources = _asked(options, beside)
         found, settings = LAYOUTS[options.layout](options.encoder, read_arguments(options.model))
         return Judgeable(found, _data(given | {"image_size": settings.data.image_size}, sources), sources)
     if "://" not in options.encoder and not Path(options.encoder).is_dir():
@@ -248,16 +262,44 @@ def _open(options: argparse.Namespace) -> Judgeable:
         )
         raise UserError(f"{options.encoder}: {wanted}")
     trial = load_trial(options.encoder)
-    if options.image_size not in (None, trial.config.data.image_size):
-        seen = trial.config.data.image_size
-        raise UserError(f"--image-size: expected {seen}, as the trial has seen, found {options.image_size}")
-    if not given:
-        own = Trained(trial.encoder, trial.config, trial_at(options.encoder).path, lambda: False)
-        return Judgeable(trial.encoder, trial.config.data, trial.config.sources, trained=own)
-    trained = open_dataset(trial.config.data, trial.config.sources)
-    statistics = trained.mean, trained.std
-    side = {"image_size": trial.config.data.image_size}
-    return Judgeable(trial.encoder, _data(given | side, sources), sources, statistics)
+    seen = trial.config.data
+    if options.image_size not in (None, seen.image_size):
+        raise UserError(
+            f"--image-size: expected {seen.image_size}, as the trial has seen, found {options.image_size}"
+        )
+    own = trial.config if options.data in (None, seen.name) else None
+    given, sources = _asked(options, beside or own)
+    data = _data(given | {"image_size": seen.image_size}, sources)
+    if _same(data, beside.data.version if beside else None, seen):
+        itself = Trained(trial.encoder, trial.config, trial_at(options.encoder).path, lambda: False)
+        return Judgeable(trial.encoder, seen, trial.config.sources, trained=itself)
+    trained = open_dataset(seen, trial.config.sources)
+    return Judgeable(trial.encoder, data, sources, (trained.mean, trained.std))
+
+
+def _asked(options: argparse.Namespace, like: Config | None) -> tuple[dict[str, Any], dict[str, str]]:
+    """The data section to be judged on, but for the side, and the user's own code of it.
+
+    It is that of a config, where there is one: its dataset, with so many training images as it has.
+    """
+    path = {"path": options.data_path} if options.data_path is not None else {}
+    if like is None:
+        name = {"name": options.data} if options.data is not None else {}
+        own = variants.own(options.data or "")
+        return name | path, dict([variants.read_source(options.data, Path())] if own else [])
+    section = like.data.model_dump(exclude={"version", "image_size"})
+    return section | path, like.sources
+
+
+def _judged(data: config.Data) -> str:
+    """What of a data section judging sees, besides the version, where they lie, and how large they are."""
+    return data.model_dump_json(exclude={"version", "path", "image_size", "crop_scale", "flip"})
+
+
+def _same(data: config.Data, version: str | None, seen: config.Data) -> bool:
+    """Whether data, of a version where it is known, are those that a trial has seen."""
+    there = version == seen.version if version else data.path == seen.path
+    return there and _judged(data) == _judged(seen)
 
 
 def _data(given: dict[str, Any], sources: dict[str, str]) -> config.Data:

@@ -14,6 +14,7 @@ from lmim.data.augment import crop, normalise
 from lmim.evaluate.__main__ import main
 from lmim.evaluate.nn import nn_top1
 from lmim.interop import TimmEncoder
+from lmim.plan.record import Record, RecordedTrial
 from lmim.train.loop import train
 from lmim.trial.evaluation import read_evaluations
 from lmim.trial.folder import TrialFolder
@@ -47,6 +48,42 @@ def test_a_trial_is_judged_as_its_sweep_judged_it(
     found = figures(capsys, str(folder.path), "--protocols", "knn, {nn: {features: cls, norm: true}}")
     assert found["eval/knn_top1"] == judged.metrics["eval/knn_top1"]
     assert set(found) == {"eval/knn_top1", "eval/nn_top1.features-cls.norm-true"}
+
+
+def test_a_trials_own_data_are_all_of_what_it_has_seen(
+    folder: TrialFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Named, they were others: with all training images, and nothing to fine-tune on."""
+    (judged,) = (one for one in folder.results() if one.protocol == "knn")
+    asked = "knn, {finetune: {epochs: 1, batch_size: 64, recipe: plain}}"
+    found = figures(capsys, str(folder.path), "--data", "digits", "--protocols", asked)
+    assert found["eval/knn_top1"] == judged.metrics["eval/knn_top1"]
+    assert len(found) == 2
+
+
+def test_a_sweeps_own_trial_gets_the_sweeps_figures(
+    folder: TrialFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A row is compared with rows that learned from other images; and one protocol would end the command."""
+    (judged,) = (one for one in folder.results() if one.protocol == "knn")
+    finetune = {"finetune": {"epochs": 1, "batch_size": 64, "recipe": "plain"}}
+    trial = RecordedTrial(id=folder.id, arm="a", seed=0, data_version=folder.config().data.version or "")
+    plan = Record(
+        **{"name": "own", "scale": "demo", "question": "?", "metric": "knn_top1", "design": "ablate"},
+        **{"seeds": (0,), "claims": (), "arms": (), "trials": (trial,)},
+        evaluations=read_evaluations(["knn", finetune]),
+    )
+    out = folder.root.parent
+    plan.file(out).parent.mkdir(parents=True)
+    plan.file(out).write_text(plan.model_dump_json())
+    row = ["--sweep", "own", "--out", str(out)]
+    found = figures(capsys, str(folder.path), *row)
+    assert found["eval/knn_top1"] == judged.metrics["eval/knn_top1"]
+    assert len(found) == 2
+    assert main([*TINY_VIT[:1], *TINY_VIT[3:], *row, "--json"]) == 0
+    printed = capsys.readouterr()
+    assert set(json.loads(printed.out)["metrics"]) == {"eval/knn_top1"}
+    assert "finetune: left out, as timm:test_vit has no backbone" in printed.err
 
 
 def test_a_trial_is_fine_tuned_by_the_command(
@@ -148,6 +185,11 @@ def test_a_row_of_a_sweeps_table(tmp_path: Path, capsys: pytest.CaptureFixture[s
     ]
     assert main(row) == 0
     figure = json.loads(capsys.readouterr().out)["metrics"]["eval/knn_top1"]
+    for trial in running.folders(file):
+        (judged,) = (one for one in trial.results() if one.protocol == "knn")
+        assert main([str(trial.path), *row[3:], "--name", trial.id]) == 0
+        found = json.loads(capsys.readouterr().out)["metrics"]
+        assert found["eval/knn_top1"] == judged.metrics["eval/knn_top1"]
     running.run(words)  # which plans anew, and has nothing to do
 
     def table() -> str:
