@@ -92,6 +92,8 @@ class TimmEncoder(nn.Module):
     def create(cls, name: str, side: int, channels: int, weights: str | None = None) -> "TimmEncoder":
         """A model by timm's name, as timm initialises it with seed 0, or with weights that lie here.
 
+        Weights of timm's model with a classifier, of whatever classes, are taken without it.
+
         Raises:
             UserError: timm has no such model, it cannot be of this side, or the weights are not its own.
         """
@@ -105,9 +107,12 @@ class TimmEncoder(nn.Module):
         except (AssertionError, RuntimeError, ValueError) as error:
             raise UserError(f"timm:{name}: cannot be made for {side} px ({brief(error)})") from None
         if weights is not None:
-            found = {k: v for k, v in read_weights(weights).items() if not k.startswith("head.")}
+            with torch.device("meta"):
+                classifying = timm.create_model(name, in_chans=channels, num_classes=1)
+            classifier = classifying.state_dict().keys() - model.state_dict().keys()
+            found = read_weights(weights)
             try:
-                model.load_state_dict(found)
+                model.load_state_dict({key: found[key] for key in found.keys() - classifier})
             except RuntimeError as error:
                 raise UserError(
                     f"{weights}: not weights of timm:{name} at {side} px: {brief(error)}"

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -11,6 +12,7 @@ from safetensors.torch import save_file
 from lmim.config import Config
 from lmim.data import open_dataset
 from lmim.data.augment import crop, normalise
+from lmim.errors import UserError
 from lmim.evaluate.__main__ import main
 from lmim.evaluate.nn import nn_top1
 from lmim.interop import TimmEncoder
@@ -117,6 +119,24 @@ def test_a_model_of_timms_is_judged_by_what_its_own_head_reads(
         expected = nn_top1(model(pixels), digits.test.labels)
     assert found["eval/nn_top1"] == pytest.approx(expected, abs=0.6)  # an image whose neighbours tie
     assert figures(capsys, *TINY_VIT, "--protocols", "nn") != found, "the weights were not read"
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_resnet", "test_efficientnet", "test_convnext"])
+def test_weights_of_timms_own_model_are_taken_without_its_classifier(name: str, tmp_path: Path) -> None:
+    """Where a classifier is not called head, or a norm lies in it, timm's own weights were refused."""
+    file, images = tmp_path / "weights.safetensors", torch.randn(2, 3, 64, 64)
+    how: dict[str, Any] = {"img_size": 64} if name == "test_vit" else {}
+    torch.manual_seed(3)
+    for classes in (1000, 0):
+        theirs: Any = timm.create_model(name, num_classes=classes, **how).eval()
+        save_file(theirs.state_dict(), file)
+        encoder = TimmEncoder.create(name, 64, 3, str(file)).eval()
+        with torch.no_grad():
+            expected = theirs.forward_head(theirs.forward_features(images), pre_logits=True)
+            torch.testing.assert_close(encoder.features(images), expected)
+    save_file(theirs.state_dict() | {"surplus.weight": torch.zeros(1)}, file)
+    with pytest.raises(UserError, match=f"not weights of timm:{name} at 64 px: .*surplus.weight"):
+        TimmEncoder.create(name, 64, 3, str(file))
 
 
 def test_a_timm_models_tokens_are_those_of_the_block_asked_for() -> None:
