@@ -233,6 +233,28 @@ def test_maes_trainers_file_loads_and_what_does_not_fit_is_listed(mae: Golden, t
         load_mae({}, {})
 
 
+def test_maes_encoder_alone_gives_its_features(mae: Golden) -> None:
+    """What the authors released to be judged is without the decoder, and was refused."""
+    whole, _ = load_mae(mae.under("state."), mae.config)
+    decoder = ("decoder_", "mask_token")
+    weights = {name: one for name, one in mae.under("state.").items() if not name.startswith(decoder)}
+    alone, _ = load_mae(weights, mae.config)
+    images = mae.tensors["input.images"]
+    torch.testing.assert_close(alone.features(images), whole.features(images))
+    for more, said in (("mask_token", "missing decoder.embed.weight, "), ("surplus", "unknown surplus")):
+        with pytest.raises(UserError, match=said):
+            load_mae(weights | {more: mae.under("state.")["mask_token"]}, mae.config)
+    with pytest.raises(UserError, match=r"missing encoder\.norm\.weight"):
+        load_mae({name: one for name, one in weights.items() if name != "norm.weight"}, mae.config)
+
+
+def test_a_long_list_of_differences_is_cut(mae: Golden) -> None:
+    """The line that says what is wrong would be of a hundred names."""
+    weights = {name: one for name, one in mae.under("state.").items() if "blocks" not in name}
+    with pytest.raises(UserError, match=r"missing [\w.]+, [\w.]+, [\w.]+ and \d+ more$"):
+        load_mae(weights, mae.config)
+
+
 # ------------------------------------------------------------------------------ a classifier out
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch import Tensor
 from lmim.config import Config, merge
 from lmim.data import open_dataset
 from lmim.errors import UserError
-from lmim.interop.official import LAYOUTS, read_weights
+from lmim.interop.official import LAYOUTS, read_weights, without_decoder
 from lmim.plan import facts
 from lmim.plan.located_yaml import read_yaml
 from lmim.plan.sweep_file import PROJECT_ABLATIONS, find_scale
@@ -45,6 +46,11 @@ def import_weights(
     tree = _scale(scale)
     given = model or (_recipe(tree) if layout == "latent_mim" else {})
     objective, ours = LAYOUTS[layout](weights, given)
+    if layout == "mae" and without_decoder(weights):
+        told = (
+            "the encoder alone: the trial is judged, fine-tuned and exported as any, and predicts no pixels"
+        )
+        print(f"{file}: {told}", file=sys.stderr)
     there = {"path": data_path} if data_path else {}
     data = tree["data"] | {"image_size": ours.data.image_size} | there
     imported: dict[str, Any] = ours.model_dump() | {

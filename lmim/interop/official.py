@@ -4,7 +4,7 @@ Their layouts are those of github.com/yibingwei-1/LatentMIM and github.com/faceb
 """
 
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,8 @@ DEFAULTS = {
 """Of their LMIM, and the projector's of their configs/lmim.yaml."""
 HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}
 """Of the models of both by their width, as no shape of a weight tells them."""
+SHOWN = 3
+"""Of each kind of difference, in a message."""
 LOSSES = {"infonce_patches": "patch_discrimination", "norm_l2": "norm_mse"}
 RENAMED = {"embed.proj.": "embed.", "head.": "projector.", "pos_embed.pos_embeds": "positions"}
 
@@ -95,7 +97,8 @@ def load_official(
 
     Raises:
         UserError: the file cannot be read without running code from it, the config has an unknown key
-            or value, or the weights' names or shapes are not the config's; all are listed.
+            or value, or the weights' names or shapes are not the config's: the first of each kind of
+            difference are listed.
     """
     ours = config if isinstance(config, Config) else translate(config)
     weights = read_weights(source)
@@ -113,6 +116,9 @@ def load_mae(
     source: str | Path | Mapping[str, Any], config: Mapping[str, Any] | Config
 ) -> tuple[PixelMIM, Config]:
     """A checkpoint of MAE's authors, encoder and decoder, as an objective that computes what theirs does.
+
+    Of a file with the encoder alone, as they have released, the decoder is as it is initialised: the features
+    are theirs, what it predicts is nothing.
 
     Args:
         source: a `.pth` of their trainer, a `.safetensors` file, or a state dict; the weights may lie under
@@ -133,8 +139,13 @@ def load_mae(
         raise UserError("the checkpoint has no patch_embed.proj.weight: not one of MAE's authors")
     objective = build(ours, Setup(ours.data.image_size, embed.shape[1], classes=0))
     assert isinstance(objective, PixelMIM)
-    load_renamed(objective, weights, our_mae_name)
+    load_renamed(objective, weights, our_mae_name, "decoder." if without_decoder(weights) else "")
     return objective.eval(), ours
+
+
+def without_decoder(weights: Mapping[str, Tensor]) -> bool:
+    """Whether MAE's weights are those of its encoder alone."""
+    return not any(our_mae_name(name).startswith("decoder.") for name in weights)
 
 
 LAYOUTS: dict[str, Callable[..., tuple[Any, Config]]] = {"latent_mim": load_official, "mae": load_mae}
@@ -260,11 +271,20 @@ def flat_embedding(weight: Float[Tensor, "d c p p"]) -> Float[Tensor, "d v"]:
     return weight.permute(0, 2, 3, 1).flatten(1)
 
 
-def load_renamed(objective: Objective, weights: Mapping[str, Tensor], rename: Callable[[str], str]) -> None:
-    """Load under our names; position tables are compared instead, and every difference is listed."""
+def load_renamed(
+    objective: Objective,
+    weights: Mapping[str, Tensor],
+    rename: Callable[[str], str],
+    spared: str = "",
+) -> None:
+    """Load under our names; position tables are compared instead, and every kind of difference is told.
+
+    What begins with `spared`, if that is not empty, may be missing.
+    """
     expected = objective.state_dict()
     found: dict[str, Tensor] = {}
     wrong: list[str] = []
+    unknown: list[str] = []
     for name, tensor in weights.items():
         ours = rename(name)
         if tensor.ndim == 4:
@@ -275,13 +295,27 @@ def load_renamed(objective: Objective, weights: Mapping[str, Tensor], rename: Ca
             if theirs.shape != table.shape or not torch.allclose(theirs, table, atol=1e-5):
                 wrong.append(f"{name} is not the fixed sin-cos table")
         elif ours not in expected:
-            wrong.append(f"unknown {name}")
+            unknown.append(name)
         elif tensor.shape != expected[ours].shape:
             wrong.append(f"{name} has shape {tuple(tensor.shape)}, expected {tuple(expected[ours].shape)}")
         else:
             found[ours] = tensor
     seen = {rename(name) for name in weights}
-    wrong += [f"missing {name}" for name in expected if name not in seen]
-    if wrong:
-        raise UserError(f"the checkpoint does not fit the config: {'; '.join(wrong)}")
-    objective.load_state_dict(found)
+    missing = [name for name in expected if name not in seen and not (spared and name.startswith(spared))]
+    told = [first(wrong, "; ")] if wrong else []
+    told += [
+        f"{kind} {first(names)}" for kind, names in (("unknown", unknown), ("missing", missing)) if names
+    ]
+    if told:
+        raise UserError(f"the checkpoint does not fit the config: {'; '.join(told)}")
+    objective.load_state_dict(expected | found)
+
+
+def first(names: Sequence[str], between: str = ", ") -> str:
+    """The first names, and how many more there are.
+
+    >>> first(["a", "b"]), first(["a", "b", "c", "d", "e"])
+    ('a, b', 'a, b, c and 2 more')
+    """
+    more = len(names) - SHOWN
+    return between.join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")

@@ -104,6 +104,17 @@ def test_a_lost_checkpoint_is_not_judged_as_fresh_weights(tmp_path: Path) -> Non
     assert "checkpoint is gone" in replay(folder).difference
 
 
+def test_of_an_encoder_alone_it_says_what_cannot_be_done(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Most of MAE's released files have no decoder, which judging does not need."""
+    decoder = ("decoder_", "mask_token")
+    state = {name: one for name, one in MAE.under("state.").items() if not name.startswith(decoder)}
+    folder = imported(tmp_path, "mae", state, MAE.config)
+    assert f"{tmp_path / 'mae.pth'}: the encoder alone" in capsys.readouterr().err
+    assert evaluate([str(folder.path), "--protocols", "nn"]) == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
