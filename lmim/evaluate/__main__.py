@@ -17,13 +17,13 @@ import torch
 from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
-from torch import nn
+from torch import Tensor, nn
 
 from lmim import config, variants
 from lmim.command import Parser, exit_code, out_folder
 from lmim.config import Config
 from lmim.data import Dataset, open_dataset
-from lmim.errors import UserError, brief, nearest, show
+from lmim.errors import UserError, brief, cause, nearest, show
 from lmim.evaluate import Trained, image_features, judge, patch_features
 from lmim.loading import load_trial, trial_at
 from lmim.plan.located_yaml import parse_yaml
@@ -54,6 +54,8 @@ class Judgeable:
     """Mean and deviation that it expects pixels to be normalised by; None: those of the data."""
     trained: Trained | None = None
     """The trial that it is, where it is judged on its own data."""
+    depth: int | None = None
+    """How many layers there are to look at; None where any is the same."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -80,11 +82,13 @@ def _command(argv: Sequence[str] | None) -> int:
             if not record:
                 raise UserError(f"{one.protocol}: {why}")
         else:
-            why = _unfit(given, one)
+            why = _unfit(
+                given, one, torch.zeros(1, dataset.channels, *[given.data.image_size] * 2).to(device)
+            )
         if not why:
             fitting.append(one)
         elif record:
-            print(f"{one.protocol}: left out, as {why}", file=sys.stderr)
+            print(f"{one.protocol}: left out: {why}", file=sys.stderr)
         else:
             failed.append(f"{one.protocol}: {why}")
     views: list[Callable[..., Any]] = [partial(view, encoder) for view in (image_features, patch_features)]
@@ -128,10 +132,18 @@ def _lacks(encoder: nn.Module, evaluation: Evaluation) -> list[str]:
     return [method for method in evaluation.methods if not hasattr(encoder, method)]
 
 
-def _unfit(given: Judgeable, evaluation: Evaluation) -> str:
-    """Why a protocol cannot judge an encoder that has what it needs, if it cannot."""
+def _unfit(given: Judgeable, evaluation: Evaluation, images: Tensor) -> str:
+    """Why a protocol cannot judge an encoder that has what it needs, if it cannot; `images` are any."""
     if "backbone" in evaluation.needs and given.trained is None:
         return "it goes on training a trial on its own data, which is not what is judged"
+    if given.depth is not None and evaluation.layers > given.depth:
+        layer = evaluation.settings["layer"]
+        return f"layer: expected at most {given.depth}, the blocks of the encoder, found {layer}"
+    try:
+        with torch.no_grad():
+            image_features(given.encoder, images, **evaluation.view)
+    except Exception as error:  # noqa: BLE001  of another's model, which may raise anything
+        return cause(error)
     return ""
 
 
@@ -249,13 +261,15 @@ def _open(options: argparse.Namespace, beside: Config | None) -> Judgeable:
         data = _data(given | {"image_size": side}, sources)
         dataset = open_dataset(data, sources)
         encoder = TimmEncoder.create(name, data.image_size, dataset.channels, options.weights)
-        return Judgeable(encoder, data, sources, encoder.statistics(dataset.channels))
+        statistics = encoder.statistics(dataset.channels)
+        return Judgeable(encoder, data, sources, statistics, depth=max(1, encoder.blocks))
     if options.layout:
         from lmim.interop.official import LAYOUTS, read_arguments
 
         given, sources = _asked(options, beside)
         found, settings = LAYOUTS[options.layout](options.encoder, read_arguments(options.model))
-        return Judgeable(found, _data(given | {"image_size": settings.data.image_size}, sources), sources)
+        data = _data(given | {"image_size": settings.data.image_size}, sources)
+        return Judgeable(found, data, sources, depth=_depth(settings))
     if "://" not in options.encoder and not Path(options.encoder).is_dir():
         wanted = (
             "expected the folder of a trial, timm:<name>, or a checkpoint with --layout latent_mim or mae"
@@ -272,9 +286,16 @@ def _open(options: argparse.Namespace, beside: Config | None) -> Judgeable:
     data = _data(given | {"image_size": seen.image_size}, sources)
     if _same(data, beside.data.version if beside else None, seen):
         itself = Trained(trial.encoder, trial.config, trial_at(options.encoder).path, lambda: False)
-        return Judgeable(trial.encoder, seen, trial.config.sources, trained=itself)
+        depth = _depth(trial.config)
+        return Judgeable(trial.encoder, seen, trial.config.sources, trained=itself, depth=depth)
     trained = open_dataset(seen, trial.config.sources)
-    return Judgeable(trial.encoder, data, sources, (trained.mean, trained.std))
+    statistics = trained.mean, trained.std
+    return Judgeable(trial.encoder, data, sources, statistics, depth=_depth(trial.config))
+
+
+def _depth(config: Config) -> int | None:
+    """Of the encoder, where the objective has one."""
+    return config.section("encoder").depth if hasattr(config, "encoder") else None
 
 
 def _asked(options: argparse.Namespace, like: Config | None) -> tuple[dict[str, Any], dict[str, str]]:

@@ -1,5 +1,6 @@
 """Our encoders as timm's own models, and any of timm's models as an encoder to be judged."""
 
+from inspect import signature
 from typing import Any, cast
 
 import timm
@@ -75,6 +76,10 @@ class TimmEncoder(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model: Any = model
+        looks = getattr(model, "forward_intermediates", None)
+        by_token = looks is not None and "return_prefix_tokens" in signature(looks).parameters
+        self.blocks = len(getattr(model, "blocks", ())) if by_token else 0
+        """Of a transformer; another model has one layer to look at."""
 
     @staticmethod
     def side(name: str) -> int:
@@ -142,16 +147,15 @@ class TimmEncoder(nn.Module):
 
     def patch_features(self, images: Float[Tensor, "b c s s"], layer: int = 0) -> Float[Tensor, "b n d"]:
         """One feature of each patch, or place of a convolutional model, which has one layer to look at."""
-        if hasattr(self.model, "blocks") and hasattr(self.model, "forward_intermediates"):
+        if self.blocks:
             return self._after(images, layer, norm=False)[0]
         found: Tensor = self.model.forward_features(images)
         return found.flatten(2).transpose(1, 2)
 
     def _after(self, images: Tensor, layer: int, norm: bool) -> tuple[Tensor, Tensor]:
-        depth = len(self.model.blocks)
-        index = (layer if layer > 0 else depth + layer) - 1
-        if not 0 <= index < depth:
-            raise UserError(f"layer: expected at most {depth}, the blocks of the model, found {layer}")
+        index = (layer if layer > 0 else self.blocks + layer) - 1
+        if not 0 <= index < self.blocks:
+            raise UserError(f"layer: expected at most {self.blocks}, the blocks of the model, found {layer}")
         how = {"return_prefix_tokens": True, "output_fmt": "NLC", "intermediates_only": True}
         [(patches, prefix)] = self.model.forward_intermediates(images, indices=[index], norm=norm, **how)
         return patches, prefix

@@ -20,9 +20,12 @@ from lmim.plan.record import Record, RecordedTrial
 from lmim.train.loop import train
 from lmim.trial.evaluation import read_evaluations
 from lmim.trial.folder import TrialFolder
+from tests.data.test_imagefolder import write_images
 from tests.sweep import running
+from tests.test_interop import FIXTURES, read_golden
 from tests.train.conftest import TINY
 
+MAE = read_golden(FIXTURES / "mae_pixels.safetensors")
 TINY_VIT = ["timm:test_vit", "--data", "digits", "--image-size", "32"]
 
 
@@ -85,7 +88,7 @@ def test_a_sweeps_own_trial_gets_the_sweeps_figures(
     assert main([*TINY_VIT[:1], *TINY_VIT[3:], *row, "--json"]) == 0
     printed = capsys.readouterr()
     assert set(json.loads(printed.out)["metrics"]) == {"eval/knn_top1"}
-    assert "finetune: left out, as timm:test_vit has no backbone" in printed.err
+    assert "finetune: left out: timm:test_vit has no backbone" in printed.err
 
 
 def test_a_trial_is_fine_tuned_by_the_command(
@@ -149,6 +152,57 @@ def test_a_timm_models_tokens_are_those_of_the_block_asked_for() -> None:
     torch.testing.assert_close(encoder.tokens(images, depth), encoder.tokens(images))
     torch.testing.assert_close(encoder.tokens(images, 1 - depth), encoder.tokens(images, 1))
     torch.testing.assert_close(encoder.patch_features(images, 1), encoder.tokens(images, 1)[:, 1:])
+
+
+def refused(
+    capsys: pytest.CaptureFixture[str], *arguments: str, protocols: str
+) -> tuple[dict[str, float], list[str]]:
+    """Figures and errors of a command some of whose protocols cannot judge the encoder."""
+    assert main([*arguments, "--protocols", protocols, "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    return found["metrics"], found["errors"]
+
+
+def test_a_layer_that_there_is_not_is_refused(
+    folder: TrialFolder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The last block's figure would stand under the name of a layer."""
+    asked = "{knn: {layer: 99}}, {nn: {layer: last4}}, {knn: {layer: 1}}"
+    torch.save({"model": MAE.under("state.")}, tmp_path / "mae.pth")
+    write_images(tmp_path / "images")
+    images = ["--data", "imagefolder", "--data-path", str(tmp_path / "images")]
+    file = [str(tmp_path / "mae.pth"), "--layout", "mae", "--model", json.dumps(MAE.config), *images]
+    convolutional = ["timm:test_resnet", "--data", "digits", "--image-size", "32"]
+    for arguments in ([str(folder.path)], file, convolutional):
+        metrics, errors = refused(capsys, *arguments, protocols=asked)
+        assert set(metrics) == {"eval/knn_top1.layer1"}
+        expected = "layer: expected at most 1, the blocks of the encoder, found"
+        assert errors == [f"knn: {expected} 99", f"nn: {expected} last4"]
+    _, [error] = refused(capsys, *TINY_VIT, protocols="nn, {knn: {layer: 99}}")
+    assert error.startswith("knn: layer: expected at most")
+
+
+def test_a_view_that_an_encoder_has_not_leaves_the_other_figures(
+    folder: TrialFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One protocol's settings would take every figure with them."""
+    arguments = ["timm:test_resnet", "--data", "digits", "--image-size", "32"]
+    metrics, errors = refused(capsys, *arguments, protocols="nn, {knn: {features: cls}}")
+    assert set(metrics) == {"eval/nn_top1"}
+    assert errors == ["knn: features, norm: the model has no class token; leave them as they are"]
+    other = [str(folder.path), "--data", "glyphs"]
+    metrics, [error] = refused(capsys, *other, protocols="nn, finetune")
+    assert set(metrics) == {"eval/nn_top1"}
+    assert error.startswith("finetune: it goes on training a trial on its own data")
+
+
+def test_places_of_a_convolutional_model_with_blocks_have_features() -> None:
+    """An EfficientNet's blocks are no transformer's, and gave a traceback."""
+    encoder = TimmEncoder.create("test_efficientnet", 64, 3).eval()
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        expected = encoder.model.forward_features(images).flatten(2).transpose(1, 2)
+        torch.testing.assert_close(encoder.patch_features(images), expected)
 
 
 @pytest.mark.parametrize(
