@@ -23,9 +23,10 @@ from lmim import config, variants
 from lmim.command import Parser, exit_code, out_folder
 from lmim.config import Config
 from lmim.data import Dataset, open_dataset
+from lmim.data.imagefolder import IMAGENET_MEAN, IMAGENET_STD
 from lmim.errors import UserError, brief, cause, nearest, show
 from lmim.evaluate import Trained, image_features, judge, patch_features
-from lmim.loading import load_trial, trial_at
+from lmim.loading import LoadedTrial, load_trial, trial_at
 from lmim.plan.located_yaml import parse_yaml
 from lmim.plan.record import Other, Record, kept
 from lmim.plan.settings import expectation
@@ -38,8 +39,11 @@ from lmim.trial.store import stored
 
 ENCODER = (
     "what is judged: the folder of a trial (results/trials/<id>); a checkpoint of Latent MIM's or MAE's "
-    "authors (.pth, .safetensors; with --layout and --model); or timm:<name>, with --weights or random"
+    "authors (.pth, .safetensors; with --model); or timm:<name>, with --weights or random"
 )
+
+
+IMAGENET: tuple[tuple[float, ...], tuple[float, ...]] = IMAGENET_MEAN, IMAGENET_STD
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,11 @@ class Judgeable:
     data: config.Data
     sources: dict[str, str]
     statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None
-    """Mean and deviation that it expects pixels to be normalised by; None: those of the data."""
+    """Mean and deviation that it expects pixels to be normalised by; None: those of the data.
+
+    Of a trial on other data they are those of its own, of timm's models what timm knows, and of the authors'
+    checkpoints ImageNet's, with which they trained; a model of other channels than three is seen as the data.
+    """
     trained: Trained | None = None
     """The trial that it is, where it is judged on its own data."""
     depth: int | None = None
@@ -221,7 +229,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--image-size", type=int, metavar="N", help="side in pixels; default: the encoder's own"
     )
-    parser.add_argument("--layout", choices=["latent_mim", "mae"], help="whose checkpoint a file is")
+    parser.add_argument(
+        "--layout",
+        choices=["latent_mim", "mae"],
+        help="whose checkpoint a file is; default: as its names tell",
+    )
     parser.add_argument(
         "--model", default="{}", help="the authors' arguments of its model: '{embed_dim: 768, depth: 12}'"
     )
@@ -263,16 +275,19 @@ def _open(options: argparse.Namespace, beside: Config | None) -> Judgeable:
         encoder = TimmEncoder.create(name, data.image_size, dataset.channels, options.weights)
         statistics = encoder.statistics(dataset.channels)
         return Judgeable(encoder, data, sources, statistics, depth=max(1, encoder.blocks))
-    if options.layout:
-        from lmim.interop.official import LAYOUTS, read_arguments
+    if options.layout or Path(options.encoder).is_file():
+        from lmim.interop.official import LAYOUTS, layout_of, read_arguments, read_weights
 
         given, sources = _asked(options, beside)
-        found, settings = LAYOUTS[options.layout](options.encoder, read_arguments(options.model))
+        arguments, weights = read_arguments(options.model), read_weights(options.encoder)
+        layout = options.layout or layout_of(weights, options.encoder)
+        found, settings = LAYOUTS[layout](weights, arguments)
         data = _data(given | {"image_size": settings.data.image_size}, sources)
-        return Judgeable(found, data, sources, depth=_depth(settings))
+        statistics = IMAGENET if found.setup.channels == 3 else None
+        return Judgeable(found, data, sources, statistics, depth=_depth(settings))
     if "://" not in options.encoder and not Path(options.encoder).is_dir():
         wanted = (
-            "expected the folder of a trial, timm:<name>, or a checkpoint with --layout latent_mim or mae"
+            "expected the folder of a trial, timm:<name>, or a checkpoint of Latent MIM's or MAE's authors"
         )
         raise UserError(f"{options.encoder}: {wanted}")
     trial = load_trial(options.encoder)
@@ -288,9 +303,19 @@ def _open(options: argparse.Namespace, beside: Config | None) -> Judgeable:
         itself = Trained(trial.encoder, trial.config, trial_at(options.encoder).path, lambda: False)
         depth = _depth(trial.config)
         return Judgeable(trial.encoder, seen, trial.config.sources, trained=itself, depth=depth)
-    trained = open_dataset(seen, trial.config.sources)
-    statistics = trained.mean, trained.std
-    return Judgeable(trial.encoder, data, sources, statistics, depth=_depth(trial.config))
+    return Judgeable(trial.encoder, data, sources, _statistics(trial), depth=_depth(trial.config))
+
+
+def _statistics(trial: LoadedTrial) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Of a trial's data; of others' weights whose data are not here ImageNet's, as of their checkpoint."""
+    try:
+        data = open_dataset(trial.config.data, trial.config.sources)
+    except UserError:
+        encoder: Any = trial.encoder
+        if trial.config.imported and encoder.setup.channels == 3:
+            return IMAGENET
+        raise
+    return data.mean, data.std
 
 
 def _depth(config: Config) -> int | None:

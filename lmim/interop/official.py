@@ -152,6 +152,22 @@ LAYOUTS: dict[str, Callable[..., tuple[Any, Config]]] = {"latent_mim": load_offi
 """Whose checkpoint a file is, to what reads it."""
 
 
+def layout_of(weights: Mapping[str, Tensor], file: str | Path) -> str:
+    """Whose checkpoint weights are, by their names.
+
+    Raises:
+        UserError: they are neither's, or a classifier's of timm, which has names as MAE has.
+    """
+    if "encoder.embed.proj.weight" in weights:
+        return "latent_mim"
+    if {"cls_token", "patch_embed.proj.weight"} <= weights.keys() and "head.weight" not in weights:
+        return "mae"
+    raise UserError(
+        f"{file}: its names are neither Latent MIM's nor MAE's: give --layout latent_mim or mae; weights of "
+        "timm's are judged as timm:<name> --weights FILE"
+    )
+
+
 def read_arguments(text: str) -> dict[str, Any]:
     """The authors' arguments of a model, as `--model` gives them.
 

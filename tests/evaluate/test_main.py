@@ -13,19 +13,38 @@ from lmim.config import Config
 from lmim.data import open_dataset
 from lmim.data.augment import crop, normalise
 from lmim.errors import UserError
-from lmim.evaluate.__main__ import main
+from lmim.evaluate.__main__ import IMAGENET, main
 from lmim.evaluate.nn import nn_top1
-from lmim.interop import TimmEncoder
+from lmim.interop import TimmEncoder, load_mae, load_official
 from lmim.plan.record import Record, RecordedTrial
 from lmim.train.loop import train
 from lmim.trial.evaluation import read_evaluations
 from lmim.trial.folder import TrialFolder
 from tests.data.test_imagefolder import write_images
 from tests.sweep import running
-from tests.test_interop import FIXTURES, read_golden
+from tests.test_interop import FIXTURES, Golden, read_golden
 from tests.train.conftest import TINY
 
+LATENT = read_golden(FIXTURES / "public_infonce.safetensors")
 MAE = read_golden(FIXTURES / "mae_pixels.safetensors")
+COLOURS = """
+from dataclasses import replace
+from lmim.data.digits import digits
+
+class Three:
+    def __init__(self, split): self.split, self.labels = split, split.labels
+    def __len__(self): return len(self.split)
+    def __getattr__(self, name): return getattr(self.split, name)
+    def read(self, indices, side):
+        images, boxes = self.split.read(indices, side)
+        return images.expand(-1, 3, -1, -1), boxes
+
+def colours(data):
+    found = digits(data)
+    parts = {name: Three(getattr(found, name)) for name in ("train", "val", "test")}
+    return replace(found, channels=3, mean=(0.1,) * 3, std=(2.0,) * 3, **parts)
+"""
+"""The digits in three channels, with statistics of their own."""
 TINY_VIT = ["timm:test_vit", "--data", "digits", "--image-size", "32"]
 
 
@@ -154,6 +173,43 @@ def test_a_timm_models_tokens_are_those_of_the_block_asked_for() -> None:
     torch.testing.assert_close(encoder.patch_features(images, 1), encoder.tokens(images, 1)[:, 1:])
 
 
+@pytest.mark.parametrize(("golden", "wrapper"), [(LATENT, "state_dict"), (MAE, "model"), (MAE, "")])
+def test_the_authors_checkpoints_are_recognised_and_seen_as_they_were_trained(
+    golden: Golden, wrapper: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An encoder that sees pixels of another scale would be judged by no fault of its own."""
+    state = {name: weight.contiguous() for name, weight in golden.under("state.").items()}
+    file = tmp_path / f"weights.{'pth' if wrapper else 'safetensors'}"
+    torch.save({wrapper: state}, file) if wrapper else save_file(state, file)
+    colours = tmp_path / "colours.py"
+    colours.write_text(COLOURS)
+    given = [str(file), "--model", json.dumps(golden.config), "--data", f"{colours}:colours"]
+    found = figures(capsys, *given, "--protocols", "nn")
+    encoder, config = (load_mae if golden is MAE else load_official)(state, golden.config)
+    side = config.data.image_size
+    data = open_dataset(Config.read({"data": {"name": "digits", "image_size": side}}).data)
+    images, boxes = data.test.read(torch.arange(len(data.test)), side)
+    pixels = crop(images, boxes, side).expand(-1, 3, -1, -1)
+    with torch.no_grad():
+        seen = encoder.features(normalise(pixels, *map(torch.tensor, IMAGENET)))
+        otherwise = encoder.features(normalise(pixels, *map(torch.tensor, ((0.1,) * 3, (2.0,) * 3))))
+    expected = nn_top1(seen, data.test.labels)
+    assert found["eval/nn_top1"] == pytest.approx(expected, abs=0.3)
+    assert abs(nn_top1(otherwise, data.test.labels) - expected) > 0.6, "the test shows nothing"
+
+
+def test_other_weights_than_the_authors_are_told_apart(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A classifier of timm's has the names of MAE's encoder."""
+    save_file(timm.create_model("test_vit").state_dict(), tmp_path / "a.safetensors")
+    assert main([str(tmp_path / "a.safetensors")]) == 2
+    said = capsys.readouterr().err
+    assert (
+        f"{tmp_path / 'a.safetensors'}: its names are neither Latent MIM's nor MAE's: give --layout" in said
+    )
+
+
 def refused(
     capsys: pytest.CaptureFixture[str], *arguments: str, protocols: str
 ) -> tuple[dict[str, float], list[str]]:
@@ -171,7 +227,7 @@ def test_a_layer_that_there_is_not_is_refused(
     torch.save({"model": MAE.under("state.")}, tmp_path / "mae.pth")
     write_images(tmp_path / "images")
     images = ["--data", "imagefolder", "--data-path", str(tmp_path / "images")]
-    file = [str(tmp_path / "mae.pth"), "--layout", "mae", "--model", json.dumps(MAE.config), *images]
+    file = [str(tmp_path / "mae.pth"), "--model", json.dumps(MAE.config), *images]
     convolutional = ["timm:test_resnet", "--data", "digits", "--image-size", "32"]
     for arguments in ([str(folder.path)], file, convolutional):
         metrics, errors = refused(capsys, *arguments, protocols=asked)
