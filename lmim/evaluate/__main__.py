@@ -41,8 +41,6 @@ ENCODER = (
     "what is judged: the folder of a trial (results/trials/<id>); a checkpoint of Latent MIM's or MAE's "
     "authors (.pth, .safetensors; with --model); or timm:<name>, with --weights or random"
 )
-
-
 IMAGENET: tuple[tuple[float, ...], tuple[float, ...]] = IMAGENET_MEAN, IMAGENET_STD
 
 
@@ -83,6 +81,8 @@ def _command(argv: Sequence[str] | None) -> int:
         dataset = _dataset(given)
     device = choose_device(Config.read({"run": {"device": options.device}}))
     encoder = given.encoder.to(device)
+    side = given.data.image_size
+    images = torch.zeros(1, dataset.channels, side, side, device=device)
     fitting, failed = [], []
     for one in evaluations:
         if lacking := _lacks(encoder, one):
@@ -90,9 +90,7 @@ def _command(argv: Sequence[str] | None) -> int:
             if not record:
                 raise UserError(f"{one.protocol}: {why}")
         else:
-            why = _unfit(
-                given, one, torch.zeros(1, dataset.channels, *[given.data.image_size] * 2).to(device)
-            )
+            why = _unfit(given, one, images)
         if not why:
             fitting.append(one)
         elif record:
@@ -107,7 +105,7 @@ def _command(argv: Sequence[str] | None) -> int:
         judged = judge(
             views[0],
             dataset,
-            given.data.image_size,
+            side,
             fitting,
             device,
             logits,

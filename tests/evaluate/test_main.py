@@ -95,7 +95,7 @@ def test_a_sweeps_own_trial_gets_the_sweeps_figures(
     plan = Record(
         **{"name": "own", "scale": "demo", "question": "?", "metric": "knn_top1", "design": "ablate"},
         **{"seeds": (0,), "claims": (), "arms": (), "trials": (trial,)},
-        evaluations=read_evaluations(["knn", finetune]),
+        evaluations=read_evaluations(["knn", {"nn": {"layer": 99}}, finetune]),
     )
     out = folder.root.parent
     plan.file(out).parent.mkdir(parents=True)
@@ -108,6 +108,7 @@ def test_a_sweeps_own_trial_gets_the_sweeps_figures(
     printed = capsys.readouterr()
     assert set(json.loads(printed.out)["metrics"]) == {"eval/knn_top1"}
     assert "finetune: left out: timm:test_vit has no backbone" in printed.err
+    assert "nn: left out: layer: expected at most" in printed.err
 
 
 def test_a_trial_is_fine_tuned_by_the_command(
