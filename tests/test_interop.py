@@ -17,7 +17,7 @@ from lmim.config import Config
 from lmim.encoder import View, take
 from lmim.errors import UserError
 from lmim.interop import load_mae, load_official, to_timm
-from lmim.interop.official import flat_embedding, our_mae_name, our_name
+from lmim.interop.official import flat_embedding, our_mae_name, our_name, translate, translate_mae
 from lmim.objectives import Setup, build
 from lmim.objectives.latent_mim import LatentMIM, Output
 from lmim.objectives.supervised import Supervised
@@ -165,6 +165,24 @@ def test_an_unknown_key_or_value_of_the_official_config_is_named(key: str) -> No
         load_official({}, {"depth": 2, key: "nonsense"})
 
 
+def test_what_arguments_leave_out_is_as_in_the_authors_code() -> None:
+    """A published checkpoint would not load, or worse load with heads that it was not trained with."""
+    for read in (translate, translate_mae):
+        config = read({"embed_dim": 768, "depth": 12})
+        encoder = config.section("encoder")
+        assert (config.data.image_size, encoder.patch_size) == (224, 16)
+        assert (encoder.heads, encoder.mlp_ratio) == (12, 4.0)
+        assert read({"embed_dim": 768, "num_heads": 8}).section("encoder").heads == 8
+        with pytest.raises(UserError, match="num_heads is missing, and no model of theirs is 24 wide"):
+            read({"embed_dim": 24})
+    config = translate({})
+    encoder, decoder = config.section("encoder"), config.section("decoder")
+    assert (encoder.width, encoder.depth, encoder.heads) == (1024, 24, 16)
+    assert (decoder.width, decoder.depth, decoder.heads, decoder.cues) == (512, 3, 16, True)
+    assert (config.section("projector").depth, config.section("projector").width) == (3, 4096)
+    assert (config.section("mask").gap, config.section("mask").similarity) == (0, 0.0)
+
+
 # ---------------------------------------------------------------------------------------------- MAE
 
 
@@ -213,6 +231,28 @@ def test_maes_trainers_file_loads_and_what_does_not_fit_is_listed(mae: Golden, t
         load_mae({}, {"embed_dims": 3})
     with pytest.raises(UserError, match="not one of MAE's authors"):
         load_mae({}, {})
+
+
+def test_maes_encoder_alone_gives_its_features(mae: Golden) -> None:
+    """What the authors released to be judged is without the decoder, and was refused."""
+    whole, _ = load_mae(mae.under("state."), mae.config)
+    decoder = ("decoder_", "mask_token")
+    weights = {name: one for name, one in mae.under("state.").items() if not name.startswith(decoder)}
+    alone, _ = load_mae(weights, mae.config)
+    images = mae.tensors["input.images"]
+    torch.testing.assert_close(alone.features(images), whole.features(images))
+    for more, said in (("mask_token", "missing decoder.embed.weight, "), ("surplus", "unknown surplus")):
+        with pytest.raises(UserError, match=said):
+            load_mae(weights | {more: mae.under("state.")["mask_token"]}, mae.config)
+    with pytest.raises(UserError, match=r"missing encoder\.norm\.weight"):
+        load_mae({name: one for name, one in weights.items() if name != "norm.weight"}, mae.config)
+
+
+def test_a_long_list_of_differences_is_cut(mae: Golden) -> None:
+    """The line that says what is wrong would be of a hundred names."""
+    weights = {name: one for name, one in mae.under("state.").items() if "blocks" not in name}
+    with pytest.raises(UserError, match=r"missing [\w.]+, [\w.]+, [\w.]+ and \d+ more$"):
+        load_mae(weights, mae.config)
 
 
 # ------------------------------------------------------------------------------ a classifier out

@@ -17,15 +17,16 @@ import torch
 from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
-from torch import nn
+from torch import Tensor, nn
 
 from lmim import config, variants
 from lmim.command import Parser, exit_code, out_folder
 from lmim.config import Config
 from lmim.data import Dataset, open_dataset
-from lmim.errors import UserError, brief, nearest, show
+from lmim.data.imagefolder import IMAGENET_MEAN, IMAGENET_STD
+from lmim.errors import UserError, brief, cause, nearest, show
 from lmim.evaluate import Trained, image_features, judge, patch_features
-from lmim.loading import load_trial, trial_at
+from lmim.loading import LoadedTrial, load_trial, trial_at
 from lmim.plan.located_yaml import parse_yaml
 from lmim.plan.record import Other, Record, kept
 from lmim.plan.settings import expectation
@@ -38,8 +39,9 @@ from lmim.trial.store import stored
 
 ENCODER = (
     "what is judged: the folder of a trial (results/trials/<id>); a checkpoint of Latent MIM's or MAE's "
-    "authors (.pth, .safetensors; with --layout and --model); or timm:<name>, with --weights or random"
+    "authors (.pth, .safetensors; with --model); or timm:<name>, with --weights or random"
 )
+IMAGENET: tuple[tuple[float, ...], tuple[float, ...]] = IMAGENET_MEAN, IMAGENET_STD
 
 
 @dataclass(frozen=True)
@@ -51,9 +53,15 @@ class Judgeable:
     data: config.Data
     sources: dict[str, str]
     statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None
-    """Mean and deviation that it expects pixels to be normalised by; None: those of the data."""
+    """Mean and deviation that it expects pixels to be normalised by; None: those of the data.
+
+    Of a trial on other data they are those of its own, of timm's models what timm knows, and of the authors'
+    checkpoints ImageNet's, with which they trained; a model of other channels than three is seen as the data.
+    """
     trained: Trained | None = None
     """The trial that it is, where it is judged on its own data."""
+    depth: int | None = None
+    """How many layers there are to look at; None where any is the same."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -64,30 +72,41 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _command(argv: Sequence[str] | None) -> int:
     options = _parser().parse_args(argv)
     console = Console(stderr=True)
-    record = _sweep(options) if options.sweep else None
+    record, beside = _sweep(options) if options.sweep else (None, None)
     evaluations = record.evaluations if record else _evaluations(options.protocols, options.split)
     begun = time.monotonic()
     with console.status("reading the encoder ..."):
-        given = _open(options)
+        given = _open(options, beside)
         given.encoder.eval()
         dataset = _dataset(given)
     device = choose_device(Config.read({"run": {"device": options.device}}))
     encoder = given.encoder.to(device)
+    side = given.data.image_size
+    images = torch.zeros(1, dataset.channels, side, side, device=device)
+    fitting, failed = [], []
     for one in evaluations:
-        if (lacking := _lacks(encoder, one)) and not record:
-            raise UserError(f"{one.protocol}: {options.encoder} has no {', '.join(lacking)}")
-    evaluations = tuple(one for one in evaluations if not _lacks(encoder, one))
+        if lacking := _lacks(encoder, one):
+            why = f"{options.encoder} has no {', '.join(lacking)}"
+            if not record:
+                raise UserError(f"{one.protocol}: {why}")
+        else:
+            why = _unfit(given, one, images)
+        if not why:
+            fitting.append(one)
+        elif record:
+            print(f"{one.protocol}: left out: {why}", file=sys.stderr)
+        else:
+            failed.append(f"{one.protocol}: {why}")
     views: list[Callable[..., Any]] = [partial(view, encoder) for view in (image_features, patch_features)]
     logits = getattr(encoder, "logits", None)
     metrics: dict[str, float] = {}
     table = Table("protocol", "metric", "value", "seconds", title=f"{options.encoder} on {given.data.name}")
-    failed = []
     with console.status("judging ..."):
         judged = judge(
             views[0],
             dataset,
-            given.data.image_size,
-            evaluations,
+            side,
+            fitting,
             device,
             logits,
             views[1],
@@ -107,10 +126,10 @@ def _command(argv: Sequence[str] | None) -> int:
         Console(width=None if sys.stdout.isatty() else 120).print(table, markup=False)
     for error in failed:
         print(f"error: {error}", file=sys.stderr)
-    if record:
+    if record and beside:
         with stored(options.out):
             seconds = time.monotonic() - begun
-            _stand_beside(options, record, given, dataset, metrics, seconds, device_name(device))
+            _stand_beside(options, record, beside, given, dataset, metrics, seconds, device_name(device))
     return int(bool(failed))
 
 
@@ -119,11 +138,26 @@ def _lacks(encoder: nn.Module, evaluation: Evaluation) -> list[str]:
     return [method for method in evaluation.methods if not hasattr(encoder, method)]
 
 
+def _unfit(given: Judgeable, evaluation: Evaluation, images: Tensor) -> str:
+    """Why a protocol cannot judge an encoder that has what it needs, if it cannot; `images` are any."""
+    if "backbone" in evaluation.needs and given.trained is None:
+        return "it goes on training a trial on its own data, which is not what is judged"
+    if given.depth is not None and evaluation.layers > given.depth:
+        layer = evaluation.settings["layer"]
+        return f"layer: expected at most {given.depth}, the blocks of the encoder, found {layer}"
+    try:
+        with torch.no_grad():
+            image_features(given.encoder, images, **evaluation.view)
+    except Exception as error:  # noqa: BLE001  of another's model, which may raise anything
+        return cause(error)
+    return ""
+
+
 # ------------------------------------------------------------------------------ a row of a sweep's table
 
 
-def _sweep(options: argparse.Namespace) -> Record:
-    """The plan of the sweep whose table gets a row; its data become those to be judged on."""
+def _sweep(options: argparse.Namespace) -> tuple[Record, Config]:
+    """The plan of the sweep whose table gets a row, and a trial's config, with the data to be judged on."""
     name, _, place = options.sweep.partition("/")
     records = {record.place: record for record in kept(name, options.out)}
     if not records:
@@ -137,18 +171,17 @@ def _sweep(options: argparse.Namespace) -> Record:
         raise UserError("--data: a row of a sweep's table is judged on the sweep's data; leave it out")
     record = records[place]
     folders = [TrialFolder(options.out / "trials", trial.id) for trial in record.trials]
-    found = [folder.config().data for folder in folders if (folder.path / "config.json").is_file()]
-    if len({(data.name, data.version) for data in found}) != 1:
+    found = [folder.config() for folder in folders if (folder.path / "config.json").is_file()]
+    if len({(one.data.version, _judged(one.data)) for one in found}) != 1:
         why = "its arms have several data" if found else "no trial of it is there yet"
         raise UserError(f"--sweep {options.sweep}: {why}, so that there is no one set to judge on")
-    options.data, options.data_path = found[0].name, found[0].path
-    options.beside = found[0]
-    return record
+    return record, found[0]
 
 
 def _stand_beside(
     options: argparse.Namespace,
     record: Record,
+    beside: Config,
     given: Judgeable,
     dataset: Dataset,
     metrics: dict[str, float],
@@ -159,14 +192,14 @@ def _stand_beside(
     from lmim.tracking import Tracker
 
     side = given.data.image_size
-    size = "" if side == options.beside.image_size else f", {side} px"
+    size = "" if side == beside.data.image_size else f", {side} px"
     row = Other(
         name=f"{options.name or options.encoder} (not trained here{size})",
         encoder=options.encoder,
         metrics=metrics,
         image_size=side,
         data_version=dataset.version,
-        beside=options.beside.version or "",
+        beside=beside.data.version or "",
         seconds=seconds,
         code=code_digest(),
         commit=code_version(),
@@ -194,7 +227,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--image-size", type=int, metavar="N", help="side in pixels; default: the encoder's own"
     )
-    parser.add_argument("--layout", choices=["latent_mim", "mae"], help="whose checkpoint a file is")
+    parser.add_argument(
+        "--layout",
+        choices=["latent_mim", "mae"],
+        help="whose checkpoint a file is; default: as its names tell",
+    )
     parser.add_argument(
         "--model", default="{}", help="the authors' arguments of its model: '{embed_dim: 768, depth: 12}'"
     )
@@ -224,40 +261,89 @@ def _evaluations(text: str, split: Literal["test", "val"]) -> tuple[Evaluation, 
     return tuple(replace(one, split=split) for one in found)
 
 
-def _open(options: argparse.Namespace) -> Judgeable:
-    changes = {"name": options.data, "path": options.data_path}
-    given = {key: value for key, value in changes.items() if value is not None}
-    sources = dict([variants.read_source(options.data, Path())] if variants.own(options.data or "") else [])
+def _open(options: argparse.Namespace, beside: Config | None) -> Judgeable:
     if options.encoder.startswith("timm:"):
         from lmim.interop import TimmEncoder
 
+        given, sources = _asked(options, beside)
         name = options.encoder.removeprefix("timm:")
         side = TimmEncoder.side(name) if options.image_size is None else options.image_size
         data = _data(given | {"image_size": side}, sources)
         dataset = open_dataset(data, sources)
         encoder = TimmEncoder.create(name, data.image_size, dataset.channels, options.weights)
-        return Judgeable(encoder, data, sources, encoder.statistics(dataset.channels))
-    if options.layout:
-        from lmim.interop.official import LAYOUTS, read_arguments
+        statistics = encoder.statistics(dataset.channels)
+        return Judgeable(encoder, data, sources, statistics, depth=max(1, encoder.blocks))
+    if options.layout or Path(options.encoder).is_file():
+        from lmim.interop.official import LAYOUTS, layout_of, read_arguments, read_weights
 
-        found, settings = LAYOUTS[options.layout](options.encoder, read_arguments(options.model))
-        return Judgeable(found, _data(given | {"image_size": settings.data.image_size}, sources), sources)
+        given, sources = _asked(options, beside)
+        arguments, weights = read_arguments(options.model), read_weights(options.encoder)
+        layout = options.layout or layout_of(weights, options.encoder)
+        found, settings = LAYOUTS[layout](weights, arguments)
+        data = _data(given | {"image_size": settings.data.image_size}, sources)
+        statistics = IMAGENET if found.setup.channels == 3 else None
+        return Judgeable(found, data, sources, statistics, depth=_depth(settings))
     if "://" not in options.encoder and not Path(options.encoder).is_dir():
         wanted = (
-            "expected the folder of a trial, timm:<name>, or a checkpoint with --layout latent_mim or mae"
+            "expected the folder of a trial, timm:<name>, or a checkpoint of Latent MIM's or MAE's authors"
         )
         raise UserError(f"{options.encoder}: {wanted}")
     trial = load_trial(options.encoder)
-    if options.image_size not in (None, trial.config.data.image_size):
-        seen = trial.config.data.image_size
-        raise UserError(f"--image-size: expected {seen}, as the trial has seen, found {options.image_size}")
-    if not given:
-        own = Trained(trial.encoder, trial.config, trial_at(options.encoder).path, lambda: False)
-        return Judgeable(trial.encoder, trial.config.data, trial.config.sources, trained=own)
-    trained = open_dataset(trial.config.data, trial.config.sources)
-    statistics = trained.mean, trained.std
-    side = {"image_size": trial.config.data.image_size}
-    return Judgeable(trial.encoder, _data(given | side, sources), sources, statistics)
+    seen = trial.config.data
+    if options.image_size not in (None, seen.image_size):
+        raise UserError(
+            f"--image-size: expected {seen.image_size}, as the trial has seen, found {options.image_size}"
+        )
+    own = trial.config if options.data in (None, seen.name) else None
+    given, sources = _asked(options, beside or own)
+    data = _data(given | {"image_size": seen.image_size}, sources)
+    if _same(data, beside.data.version if beside else None, seen):
+        itself = Trained(trial.encoder, trial.config, trial_at(options.encoder).path, lambda: False)
+        depth = _depth(trial.config)
+        return Judgeable(trial.encoder, seen, trial.config.sources, trained=itself, depth=depth)
+    return Judgeable(trial.encoder, data, sources, _statistics(trial), depth=_depth(trial.config))
+
+
+def _statistics(trial: LoadedTrial) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Of a trial's data; of others' weights whose data are not here ImageNet's, as of their checkpoint."""
+    try:
+        data = open_dataset(trial.config.data, trial.config.sources)
+    except UserError:
+        encoder: Any = trial.encoder
+        if trial.config.imported and encoder.setup.channels == 3:
+            return IMAGENET
+        raise
+    return data.mean, data.std
+
+
+def _depth(config: Config) -> int | None:
+    """Of the encoder, where the objective has one."""
+    return config.section("encoder").depth if hasattr(config, "encoder") else None
+
+
+def _asked(options: argparse.Namespace, like: Config | None) -> tuple[dict[str, Any], dict[str, str]]:
+    """The data section to be judged on, but for the side, and the user's own code of it.
+
+    It is that of a config, where there is one: its dataset, with so many training images as it has.
+    """
+    path = {"path": options.data_path} if options.data_path is not None else {}
+    if like is None:
+        name = {"name": options.data} if options.data is not None else {}
+        own = variants.own(options.data or "")
+        return name | path, dict([variants.read_source(options.data, Path())] if own else [])
+    section = like.data.model_dump(exclude={"version", "image_size"})
+    return section | path, like.sources
+
+
+def _judged(data: config.Data) -> str:
+    """What of a data section judging sees, besides the version, where they lie, and how large they are."""
+    return data.model_dump_json(exclude={"version", "path", "image_size", "crop_scale", "flip"})
+
+
+def _same(data: config.Data, version: str | None, seen: config.Data) -> bool:
+    """Whether data, of a version where it is known, are those that a trial has seen."""
+    there = version == seen.version if version else data.path == seen.path
+    return there and _judged(data) == _judged(seen)
 
 
 def _data(given: dict[str, Any], sources: dict[str, str]) -> config.Data:

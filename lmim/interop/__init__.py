@@ -1,6 +1,6 @@
 """Weights in and out: the checkpoints of Latent MIM's and of MAE's authors, timm's models, the hub's folders.
 
-    python -m lmim.interop import official.pth --layout latent_mim --scale paper
+    python -m lmim.interop import official.pth --scale paper
     python -m lmim.interop export results/trials/<id> --to timm|hf --out FOLDER
 
 Nothing here unpickles code.

@@ -43,7 +43,7 @@ def _command(argv: Sequence[str] | None) -> int:
 
 def _import_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path, metavar="FILE", help="a .pth or .safetensors of the authors'")
-    parser.add_argument("--layout", choices=[*LAYOUTS], required=True, help="whose it is")
+    parser.add_argument("--layout", choices=[*LAYOUTS], help="whose it is; default: as its names tell")
     parser.add_argument(
         "--model", default="{}", help="the authors' arguments of its model: '{embed_dim: 768, depth: 12}'"
     )

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch import Tensor
 from lmim.config import Config, merge
 from lmim.data import open_dataset
 from lmim.errors import UserError
-from lmim.interop.official import LAYOUTS, read_weights
+from lmim.interop.official import LAYOUTS, layout_of, read_weights, without_decoder
 from lmim.plan import facts
 from lmim.plan.located_yaml import read_yaml
 from lmim.plan.sweep_file import PROJECT_ABLATIONS, find_scale
@@ -24,7 +25,7 @@ from lmim.trial.folder import TrialFolder
 
 def import_weights(
     file: Path,
-    layout: str,
+    layout: str | None,
     model: Mapping[str, Any],
     out: Path,
     scale: str = "paper",
@@ -32,19 +33,26 @@ def import_weights(
 ) -> TrialFolder:
     """Make a finished trial of a checkpoint of Latent MIM's or MAE's authors, under `out`/trials.
 
-    `layout` is one of `LAYOUTS`.
+    `layout` is one of `LAYOUTS`, or None where the weights' names tell it.
 
-    Its data, which may lie at `data_path`, are a scale's; the model is of the authors' arguments, or where
-    there are none the scale's own of Latent MIM, and MAE's default. What the weights are is part of its
+    Its data, which may lie at `data_path`, are a scale's, and normalise what it sees: a folder of images by
+    ImageNet's mean and deviation, with which the authors trained. The model is of the authors' arguments, or
+    where there are none the scale's own of Latent MIM, and MAE's default. What the weights are is part of its
     identity: other weights are another trial.
 
     Raises:
         UserError: as `load_official`; or the scale is not there.
     """
     weights = read_weights(file)
+    layout = layout or layout_of(weights, file)
     tree = _scale(scale)
     given = model or (_recipe(tree) if layout == "latent_mim" else {})
     objective, ours = LAYOUTS[layout](weights, given)
+    if layout == "mae" and without_decoder(weights):
+        told = (
+            "the encoder alone: the trial is judged, fine-tuned and exported as any, and predicts no pixels"
+        )
+        print(f"{file}: {told}", file=sys.stderr)
     there = {"path": data_path} if data_path else {}
     data = tree["data"] | {"image_size": ours.data.image_size} | there
     imported: dict[str, Any] = ours.model_dump() | {

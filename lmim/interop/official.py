@@ -4,7 +4,7 @@ Their layouts are those of github.com/yibingwei-1/LatentMIM and github.com/faceb
 """
 
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lmim.config import Config, merge
-from lmim.errors import UserError
+from lmim.errors import UserError, show
 from lmim.objectives import Objective, Setup, build
 from lmim.objectives.latent_mim import LatentMIM
 from lmim.objectives.pixel_mim import PixelMIM
@@ -37,6 +37,16 @@ KEYS = {
     "avg_sim_coeff": "mask.similarity",
     "tau": "loss.tau",
 }
+DEFAULTS = {
+    **{"patch_size": 16, "embed_dim": 1024, "depth": 24, "mlp_ratio": 4.0, "avg_sim_coeff": 0.0},
+    **{"decoder_embed_dim": 512, "decoder_depth": 3, "decoder_num_heads": 16, "avg_vis_mask_token": True},
+    **{"patch_gap": 0, "tau": 0.2, "proj_depth": 3, "proj_dim": 4096},
+}
+"""Of their LMIM, and the projector's of their configs/lmim.yaml."""
+HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}
+"""Of the models of both by their width, as no shape of a weight tells them."""
+SHOWN = 3
+"""Of each kind of difference, in a message."""
 LOSSES = {"infonce_patches": "patch_discrimination", "norm_l2": "norm_mse"}
 RENAMED = {"embed.proj.": "embed.", "head.": "projector.", "pos_embed.pos_embeds": "positions"}
 
@@ -53,7 +63,7 @@ MAE_KEYS = {
     "mask_ratio": "mask.ratio",
 }
 MAE_DEFAULTS = {
-    **{"img_size": 224, "patch_size": 16, "embed_dim": 1024, "depth": 24, "num_heads": 16},
+    **{"img_size": 224, "patch_size": 16, "embed_dim": 1024, "depth": 24},
     **{"decoder_embed_dim": 512, "decoder_depth": 8, "decoder_num_heads": 16, "mlp_ratio": 4.0},
 }
 """Of their MaskedAutoencoderViT."""
@@ -87,7 +97,8 @@ def load_official(
 
     Raises:
         UserError: the file cannot be read without running code from it, the config has an unknown key
-            or value, or the weights' names or shapes are not the config's; all are listed.
+            or value, or the weights' names or shapes are not the config's: the first of each kind of
+            difference are listed.
     """
     ours = config if isinstance(config, Config) else translate(config)
     weights = read_weights(source)
@@ -105,6 +116,9 @@ def load_mae(
     source: str | Path | Mapping[str, Any], config: Mapping[str, Any] | Config
 ) -> tuple[PixelMIM, Config]:
     """A checkpoint of MAE's authors, encoder and decoder, as an objective that computes what theirs does.
+
+    Of a file with the encoder alone, as they have released, the decoder is as it is initialised: the features
+    are theirs, what it predicts is nothing.
 
     Args:
         source: a `.pth` of their trainer, a `.safetensors` file, or a state dict; the weights may lie under
@@ -125,12 +139,33 @@ def load_mae(
         raise UserError("the checkpoint has no patch_embed.proj.weight: not one of MAE's authors")
     objective = build(ours, Setup(ours.data.image_size, embed.shape[1], classes=0))
     assert isinstance(objective, PixelMIM)
-    load_renamed(objective, weights, our_mae_name)
+    load_renamed(objective, weights, our_mae_name, "decoder." if without_decoder(weights) else "")
     return objective.eval(), ours
+
+
+def without_decoder(weights: Mapping[str, Tensor]) -> bool:
+    """Whether MAE's weights are those of its encoder alone."""
+    return not any(our_mae_name(name).startswith("decoder.") for name in weights)
 
 
 LAYOUTS: dict[str, Callable[..., tuple[Any, Config]]] = {"latent_mim": load_official, "mae": load_mae}
 """Whose checkpoint a file is, to what reads it."""
+
+
+def layout_of(weights: Mapping[str, Tensor], file: str | Path) -> str:
+    """Whose checkpoint weights are, by their names.
+
+    Raises:
+        UserError: they are neither's, or a classifier's of timm, which has names as MAE has.
+    """
+    if "encoder.embed.proj.weight" in weights:
+        return "latent_mim"
+    if {"cls_token", "patch_embed.proj.weight"} <= weights.keys() and "head.weight" not in weights:
+        return "mae"
+    raise UserError(
+        f"{file}: its names are neither Latent MIM's nor MAE's: give --layout latent_mim or mae; weights of "
+        "timm's are judged as timm:<name> --weights FILE"
+    )
 
 
 def read_arguments(text: str) -> dict[str, Any]:
@@ -146,8 +181,8 @@ def read_arguments(text: str) -> dict[str, Any]:
 
 
 def translate_mae(config: Mapping[str, Any]) -> Config:
-    """The arguments of MAE's authors as our config."""
-    given = MAE_DEFAULTS | dict(config)
+    """The arguments of MAE's authors as our config; what is left out is as in their code."""
+    given = with_heads(MAE_DEFAULTS | dict(config))
     given.pop("in_chans", None)
     loss = "norm_mse" if given.pop("norm_pix_loss", False) else "mse"
     decoder = {
@@ -161,12 +196,13 @@ def translate_mae(config: Mapping[str, Any]) -> Config:
 
 
 def translate(config: Mapping[str, Any]) -> Config:
-    """The authors' model arguments as our config."""
-    given = dict(config)
-    grid, patch = given.pop("grid_size", 14), given.get("patch_size", 16)
+    """The arguments of Latent MIM's authors as our config; what is left out is as in their code."""
+    given = with_heads(DEFAULTS | dict(config))
+    grid = given.pop("grid_size", 14)
     changes: dict[str, Any] = {
         "collapse.target_sees": "masked" if given.pop("mask_target", True) else "all",
-        "data.image_size": grid * patch,
+        "data.image_size": grid * given["patch_size"],
+        "decoder.mlp_ratio": float(given["mlp_ratio"]),
     }
     name = given.pop("loss", "infonce_patches")
     if name not in LOSSES:
@@ -176,15 +212,23 @@ def translate(config: Mapping[str, Any]) -> Config:
     given.pop("in_chans", None)
     if not given.pop("freeze_pe", True):
         raise UserError("official config: freeze_pe: false (learned positions) is not supported")
-    if given.pop("target_depth", given.get("depth")) != given.get("depth"):
+    if given.pop("target_depth", given["depth"]) != given["depth"]:
         raise UserError("official config: target_depth must equal depth, the target is a copy of the encoder")
     refuse_unknown(given, KEYS)
-    if "mlp_ratio" in given:
-        changes["decoder.mlp_ratio"] = float(given["mlp_ratio"])
     changes |= {KEYS[key]: value for key, value in given.items()}
     if changes["loss"] != "patch_discrimination":  # theirs has a temperature whatever the loss
         changes.pop("loss.tau", None)
     return Config.read(merge({}, changes))
+
+
+def with_heads(given: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a model, and of the authors' models the heads, where they are left out."""
+    heads = HEADS.get(width := given["embed_dim"])
+    if not heads and "num_heads" not in given:
+        raise UserError(
+            f"official config: num_heads is missing, and no model of theirs is {show(width)} wide"
+        )
+    return {"num_heads": heads} | given
 
 
 def refuse_unknown(given: Mapping[str, Any], known: Mapping[str, str]) -> None:
@@ -243,11 +287,20 @@ def flat_embedding(weight: Float[Tensor, "d c p p"]) -> Float[Tensor, "d v"]:
     return weight.permute(0, 2, 3, 1).flatten(1)
 
 
-def load_renamed(objective: Objective, weights: Mapping[str, Tensor], rename: Callable[[str], str]) -> None:
-    """Load under our names; position tables are compared instead, and every difference is listed."""
+def load_renamed(
+    objective: Objective,
+    weights: Mapping[str, Tensor],
+    rename: Callable[[str], str],
+    spared: str = "",
+) -> None:
+    """Load under our names; position tables are compared instead, and every kind of difference is told.
+
+    What begins with `spared`, if that is not empty, may be missing.
+    """
     expected = objective.state_dict()
     found: dict[str, Tensor] = {}
     wrong: list[str] = []
+    unknown: list[str] = []
     for name, tensor in weights.items():
         ours = rename(name)
         if tensor.ndim == 4:
@@ -258,13 +311,27 @@ def load_renamed(objective: Objective, weights: Mapping[str, Tensor], rename: Ca
             if theirs.shape != table.shape or not torch.allclose(theirs, table, atol=1e-5):
                 wrong.append(f"{name} is not the fixed sin-cos table")
         elif ours not in expected:
-            wrong.append(f"unknown {name}")
+            unknown.append(name)
         elif tensor.shape != expected[ours].shape:
             wrong.append(f"{name} has shape {tuple(tensor.shape)}, expected {tuple(expected[ours].shape)}")
         else:
             found[ours] = tensor
     seen = {rename(name) for name in weights}
-    wrong += [f"missing {name}" for name in expected if name not in seen]
-    if wrong:
-        raise UserError(f"the checkpoint does not fit the config: {'; '.join(wrong)}")
-    objective.load_state_dict(found)
+    missing = [name for name in expected if name not in seen and not (spared and name.startswith(spared))]
+    told = [first(wrong, "; ")] if wrong else []
+    told += [
+        f"{kind} {first(names)}" for kind, names in (("unknown", unknown), ("missing", missing)) if names
+    ]
+    if told:
+        raise UserError(f"the checkpoint does not fit the config: {'; '.join(told)}")
+    objective.load_state_dict(expected | found)
+
+
+def first(names: Sequence[str], between: str = ", ") -> str:
+    """The first names, and how many more there are.
+
+    >>> first(["a", "b"]), first(["a", "b", "c", "d", "e"])
+    ('a, b', 'a, b, c and 2 more')
+    """
+    more = len(names) - SHOWN
+    return between.join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")

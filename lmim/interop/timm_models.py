@@ -1,5 +1,6 @@
 """Our encoders as timm's own models, and any of timm's models as an encoder to be judged."""
 
+from inspect import signature
 from typing import Any, cast
 
 import timm
@@ -75,6 +76,10 @@ class TimmEncoder(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model: Any = model
+        looks = getattr(model, "forward_intermediates", None)
+        by_token = looks is not None and "return_prefix_tokens" in signature(looks).parameters
+        self.blocks = len(getattr(model, "blocks", ())) if by_token else 0
+        """Of a transformer; another model has one layer to look at."""
 
     @staticmethod
     def side(name: str) -> int:
@@ -92,6 +97,8 @@ class TimmEncoder(nn.Module):
     def create(cls, name: str, side: int, channels: int, weights: str | None = None) -> "TimmEncoder":
         """A model by timm's name, as timm initialises it with seed 0, or with weights that lie here.
 
+        Weights of timm's model with a classifier, of whatever classes, are taken without it.
+
         Raises:
             UserError: timm has no such model, it cannot be of this side, or the weights are not its own.
         """
@@ -105,9 +112,12 @@ class TimmEncoder(nn.Module):
         except (AssertionError, RuntimeError, ValueError) as error:
             raise UserError(f"timm:{name}: cannot be made for {side} px ({brief(error)})") from None
         if weights is not None:
-            found = {k: v for k, v in read_weights(weights).items() if not k.startswith("head.")}
+            with torch.device("meta"):
+                classifying = timm.create_model(name, in_chans=channels, num_classes=1)
+            classifier = classifying.state_dict().keys() - model.state_dict().keys()
+            found = read_weights(weights)
             try:
-                model.load_state_dict(found)
+                model.load_state_dict({key: found[key] for key in found.keys() - classifier})
             except RuntimeError as error:
                 raise UserError(
                     f"{weights}: not weights of timm:{name} at {side} px: {brief(error)}"
@@ -137,16 +147,15 @@ class TimmEncoder(nn.Module):
 
     def patch_features(self, images: Float[Tensor, "b c s s"], layer: int = 0) -> Float[Tensor, "b n d"]:
         """One feature of each patch, or place of a convolutional model, which has one layer to look at."""
-        if hasattr(self.model, "blocks") and hasattr(self.model, "forward_intermediates"):
+        if self.blocks:
             return self._after(images, layer, norm=False)[0]
         found: Tensor = self.model.forward_features(images)
         return found.flatten(2).transpose(1, 2)
 
     def _after(self, images: Tensor, layer: int, norm: bool) -> tuple[Tensor, Tensor]:
-        depth = len(self.model.blocks)
-        index = (layer if layer > 0 else depth + layer) - 1
-        if not 0 <= index < depth:
-            raise UserError(f"layer: expected at most {depth}, the blocks of the model, found {layer}")
+        index = (layer if layer > 0 else self.blocks + layer) - 1
+        if not 0 <= index < self.blocks:
+            raise UserError(f"layer: expected at most {self.blocks}, the blocks of the model, found {layer}")
         how = {"return_prefix_tokens": True, "output_fmt": "NLC", "intermediates_only": True}
         [(patches, prefix)] = self.model.forward_intermediates(images, indices=[index], norm=norm, **how)
         return patches, prefix

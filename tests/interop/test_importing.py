@@ -104,6 +104,35 @@ def test_a_lost_checkpoint_is_not_judged_as_fresh_weights(tmp_path: Path) -> Non
     assert "checkpoint is gone" in replay(folder).difference
 
 
+def test_without_its_data_it_is_judged_on_others_as_its_file_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whose weights they are is known, and by what they normalised: they need not have ImageNet here."""
+    torch.save(MAE.under("state."), tmp_path / "mae.pth")
+    model = ["--model", json.dumps(MAE.config)]
+    assert main(["import", str(tmp_path / "mae.pth"), *model, "--out", str(tmp_path / "out")]) == 0
+    [made] = (tmp_path / "out" / "trials").iterdir()
+    write_images(tmp_path / "images")
+    capsys.readouterr()
+    said = []
+    for given in ([str(made)], [str(tmp_path / "mae.pth"), *model]):
+        where = ["--data", "imagefolder", "--data-path", str(tmp_path / "images")]
+        assert evaluate([*given, *where, "--protocols", "nn", "--json"]) == 0
+        said.append(json.loads(capsys.readouterr().out)["metrics"])
+    assert said[0] == said[1]
+
+
+def test_of_an_encoder_alone_it_says_what_cannot_be_done(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Most of MAE's released files have no decoder, which judging does not need."""
+    decoder = ("decoder_", "mask_token")
+    state = {name: one for name, one in MAE.under("state.").items() if not name.startswith(decoder)}
+    folder = imported(tmp_path, "mae", state, MAE.config)
+    assert f"{tmp_path / 'mae.pth'}: the encoder alone" in capsys.readouterr().err
+    assert evaluate([str(folder.path), "--protocols", "nn"]) == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
