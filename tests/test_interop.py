@@ -1,7 +1,9 @@
 """The authors' checkpoints, and with them the method itself, number by number."""
 
+import argparse
 import json
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -217,7 +219,8 @@ def test_maes_config_is_read_with_its_authors_names_and_defaults(mae: Golden) ->
 def test_maes_trainers_file_loads_and_what_does_not_fit_is_listed(mae: Golden, tmp_path: Path) -> None:
     """Users have the trainer's own file; a half-loaded one that looks fine is the worst outcome."""
     weights = mae.under("state.")
-    torch.save({"model": weights, "epoch": 3}, tmp_path / "checkpoint-3.pth")
+    arguments = argparse.Namespace(model="mae_vit_base_patch16", mask_ratio=0.75)
+    torch.save({"model": weights, "epoch": 3, "args": arguments}, tmp_path / "checkpoint-3.pth")
     objective, config = load_mae(tmp_path / "checkpoint-3.pth", mae.config)
     again, _ = load_mae(weights, config)
     assert all(torch.equal(one, again.state_dict()[name]) for name, one in objective.state_dict().items())
@@ -231,6 +234,40 @@ def test_maes_trainers_file_loads_and_what_does_not_fit_is_listed(mae: Golden, t
         load_mae({}, {"embed_dims": 3})
     with pytest.raises(UserError, match="not one of MAE's authors"):
         load_mae({}, {})
+    with pytest.raises(UserError, match="the config is of raw_pixels, expected pixel_mim"):
+        load_mae(weights, Config.read({"objective": "raw_pixels"}))
+    with pytest.raises(UserError, match="the config is of raw_pixels, expected latent_mim"):
+        load_official(
+            {"encoder.embed.proj.weight": torch.zeros(4, 3, 2, 2)}, Config.read({"objective": "raw_pixels"})
+        )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"img_size": 17, "patch_size": 4}, "img_size: 17 is not divisible by"),
+        ({"img_size": [224, 224]}, "img_size: expected an integer, found"),
+        ({"mask_ratio": 2.0}, "mask_ratio: expected less than 1, found 2"),
+        ({"mlp_ratio": "four"}, "mlp_ratio: expected a number, found four"),
+        ({"norm_pix_loss": "yes"}, "norm_pix_loss: expected true or false, found yes"),
+    ],
+)
+def test_a_wrong_value_of_an_argument_is_one_line(arguments: dict[str, Any], said: str) -> None:
+    """It would be a traceback, or a value that is taken for another."""
+    with pytest.raises(UserError, match=r"grid_size: expected a whole number above 0, found 14\.5"):
+        load_official({}, {"grid_size": 14.5})
+    with pytest.raises(UserError) as error:
+        load_mae({}, arguments)
+    assert str(error.value).startswith(f"official config: {said}")
+    assert "\n" not in str(error.value)
+
+
+def test_what_could_run_code_is_refused_in_plain_letters(tmp_path: Path) -> None:
+    """A stranger's checkpoint would run what it likes; the refusal would paint the terminal."""
+    torch.save({"model": {}, "hook": partial(print, "run")}, tmp_path / "strange.pth")
+    with pytest.raises(UserError, match="holds more than tensors and is not unpickled") as error:
+        load_mae(tmp_path / "strange.pth", {})
+    assert str(error.value).isprintable()
 
 
 def test_maes_encoder_alone_gives_its_features(mae: Golden) -> None:

@@ -3,22 +3,26 @@
 Their layouts are those of github.com/yibingwei-1/LatentMIM and github.com/facebookresearch/mae.
 """
 
+import argparse
 import pickle
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
+from pydantic import ValidationError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lmim.config import Config, merge
+from lmim.config import CombinationError, Config, merge
 from lmim.errors import UserError, show
 from lmim.objectives import Objective, Setup, build
 from lmim.objectives.latent_mim import LatentMIM
 from lmim.objectives.pixel_mim import PixelMIM
 from lmim.plan.located_yaml import parse_yaml
+from lmim.plan.settings import expectation
 
 # The authors' key -> ours.
 KEYS = {
@@ -45,6 +49,8 @@ DEFAULTS = {
 """Of their LMIM, and the projector's of their configs/lmim.yaml."""
 HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}
 """Of the models of both by their width, as no shape of a weight tells them."""
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+"""Of a terminal, which PyTorch puts into messages."""
 SHOWN = 3
 """Of each kind of difference, in a message."""
 LOSSES = {"infonce_patches": "patch_discrimination", "norm_l2": "norm_mse"}
@@ -107,7 +113,8 @@ def load_official(
     except (KeyError, IndexError):
         raise UserError("the checkpoint has no encoder.embed.proj.weight: not one of the authors'") from None
     objective = build(ours, Setup(ours.data.image_size, channels, classes=0))
-    assert isinstance(objective, LatentMIM)
+    if not isinstance(objective, LatentMIM):
+        raise UserError(f"the config is of {ours.objective}, expected latent_mim")
     load_renamed(objective, weights, our_name)
     return objective.eval(), ours
 
@@ -138,7 +145,8 @@ def load_mae(
     if (embed := weights.get("patch_embed.proj.weight")) is None or embed.ndim != 4:
         raise UserError("the checkpoint has no patch_embed.proj.weight: not one of MAE's authors")
     objective = build(ours, Setup(ours.data.image_size, embed.shape[1], classes=0))
-    assert isinstance(objective, PixelMIM)
+    if not isinstance(objective, PixelMIM):
+        raise UserError(f"the config is of {ours.objective}, expected pixel_mim")
     load_renamed(objective, weights, our_mae_name, "decoder." if without_decoder(weights) else "")
     return objective.eval(), ours
 
@@ -184,31 +192,34 @@ def translate_mae(config: Mapping[str, Any]) -> Config:
     """The arguments of MAE's authors as our config; what is left out is as in their code."""
     given = with_heads(MAE_DEFAULTS | dict(config))
     given.pop("in_chans", None)
-    loss = "norm_mse" if given.pop("norm_pix_loss", False) else "mse"
-    decoder = {
-        "decoder": "self_attention",
-        "decoder.cues": False,
-        "decoder.mlp_ratio": float(given["mlp_ratio"]),
-    }
+    if not isinstance(normalised := given.pop("norm_pix_loss", False), bool):
+        raise UserError(f"official config: norm_pix_loss: expected true or false, found {show(normalised)}")
+    decoder = {"decoder": "self_attention", "decoder.cues": False, "decoder.mlp_ratio": given["mlp_ratio"]}
     refuse_unknown(given, MAE_KEYS)
     changes = {MAE_KEYS[key]: value for key, value in given.items()}
-    return Config.read(merge({}, {"objective": "pixel_mim", "loss": loss} | decoder | changes))
+    loss = "norm_mse" if normalised else "mse"
+    return checked({"objective": "pixel_mim", "loss": loss} | decoder | changes, MAE_KEYS)
 
 
 def translate(config: Mapping[str, Any]) -> Config:
     """The arguments of Latent MIM's authors as our config; what is left out is as in their code."""
-    given = with_heads(DEFAULTS | dict(config))
-    grid = given.pop("grid_size", 14)
+    given = with_heads(DEFAULTS | {"grid_size": 14, "num_vis": 20} | dict(config))
+    for key in ("grid_size", "num_vis", "patch_size"):
+        if type(given[key]) is not int or given[key] < 1:
+            raise UserError(
+                f"official config: {key}: expected a whole number above 0, found {show(given[key])}"
+            )
+    grid = given.pop("grid_size")
     changes: dict[str, Any] = {
         "collapse.target_sees": "masked" if given.pop("mask_target", True) else "all",
         "data.image_size": grid * given["patch_size"],
-        "decoder.mlp_ratio": float(given["mlp_ratio"]),
+        "decoder.mlp_ratio": given["mlp_ratio"],
     }
     name = given.pop("loss", "infonce_patches")
     if name not in LOSSES:
         raise UserError(f"official config: loss {name!r} is unknown; theirs are {', '.join(LOSSES)}")
     changes["loss"] = LOSSES[name]
-    changes["mask.ratio"] = 1 - given.pop("num_vis", 20) / grid**2
+    changes["mask.ratio"] = 1 - given.pop("num_vis") / grid**2
     given.pop("in_chans", None)
     if not given.pop("freeze_pe", True):
         raise UserError("official config: freeze_pe: false (learned positions) is not supported")
@@ -218,7 +229,27 @@ def translate(config: Mapping[str, Any]) -> Config:
     changes |= {KEYS[key]: value for key, value in given.items()}
     if changes["loss"] != "patch_discrimination":  # theirs has a temperature whatever the loss
         changes.pop("loss.tau", None)
-    return Config.read(merge({}, changes))
+    return checked(changes, KEYS)
+
+
+def checked(changes: Mapping[str, Any], names: Mapping[str, str]) -> Config:
+    """Our config of some keys, which the authors have other names for.
+
+    Raises:
+        UserError: a value is not one, or does not go with the others.
+    """
+    try:
+        return Config.read(merge({}, dict(changes)))
+    except ValidationError as error:
+        first, theirs = error.errors()[0], {ours: name for name, ours in names.items()}
+        cause = first.get("ctx", {}).get("error")
+        if isinstance(cause, CombinationError):
+            raise UserError(f"official config: {theirs.get(cause.key, cause.key)}: {cause.message}") from None
+        key = ".".join(str(part) for part in first["loc"])
+        expected, _ = expectation(first)
+        raise UserError(
+            f"official config: {theirs.get(key, key)}: expected {expected}, found {show(first['input'])}"
+        ) from None
 
 
 def with_heads(given: dict[str, Any]) -> dict[str, Any]:
@@ -243,13 +274,14 @@ def read_weights(source: str | Path | Mapping[str, Any]) -> dict[str, Tensor]:
     if isinstance(source, str | Path):
         path = Path(source)
         try:
-            loaded = (
-                load_file(path)
-                if path.suffix == ".safetensors"
-                else torch.load(path, map_location="cpu", weights_only=True)
-            )
+            if path.suffix == ".safetensors":
+                loaded = load_file(path)
+            else:
+                # the authors' trainers keep their arguments in it, which hold nothing that runs
+                with torch.serialization.safe_globals([argparse.Namespace]):
+                    loaded = torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
-            reason = str(error).splitlines()[0]
+            reason = COLOURS.sub("", str(error).splitlines()[0])
             raise UserError(f"{path}: holds more than tensors and is not unpickled ({reason})") from None
         except (OSError, RuntimeError, ValueError, EOFError) as error:
             raise UserError(f"{path}: cannot be read as a checkpoint: {str(error).splitlines()[0]}") from None
