@@ -103,14 +103,21 @@ class TimmEncoder(nn.Module):
             UserError: timm has no such model, it cannot be of this side, or the weights are not its own.
         """
         cls.side(name)
-        torch.manual_seed(0)
         given: dict[str, Any] = {"in_chans": channels, "num_classes": 0}
-        try:
-            model = timm.create_model(name, img_size=side, **given)
-        except TypeError:  # a convolutional one is of any side
-            model = timm.create_model(name, **given)
-        except (AssertionError, RuntimeError, ValueError) as error:
-            raise UserError(f"timm:{name}: cannot be made for {side} px ({brief(error)})") from None
+        model = None
+        # frames of videos are oblong, which some are made for; a convolutional model is of any side
+        shapes: list[dict[str, Any]] = [{"img_size": side, "dynamic_img_size": True}, {"img_size": side}, {}]
+        for shape in shapes:
+            torch.manual_seed(0)
+            try:
+                model = timm.create_model(name, **given, **shape)
+                break
+            except TypeError:
+                continue
+            except (AssertionError, RuntimeError, ValueError) as error:
+                raise UserError(f"timm:{name}: cannot be made for {side} px ({brief(error)})") from None
+        if model is None:
+            raise UserError(f"timm:{name}: cannot be made by name alone")
         if weights is not None:
             with torch.device("meta"):
                 classifying = timm.create_model(name, in_chans=channels, num_classes=1)
@@ -137,7 +144,7 @@ class TimmEncoder(nn.Module):
         return found
 
     def tokens(
-        self, images: Float[Tensor, "b c s s"], layer: int = 0, norm: bool = False
+        self, images: Float[Tensor, "b c h w"], layer: int = 0, norm: bool = False
     ) -> Float[Tensor, "b t d"]:
         """A block's tokens: the class token, and one of each patch; without register tokens."""
         if not getattr(self.model, "num_prefix_tokens", 0):
@@ -145,11 +152,13 @@ class TimmEncoder(nn.Module):
         patches, prefix = self._after(images, layer, norm)
         return torch.cat([prefix[:, :1], patches], dim=1)
 
-    def patch_features(self, images: Float[Tensor, "b c s s"], layer: int = 0) -> Float[Tensor, "b n d"]:
+    def patch_features(self, images: Float[Tensor, "b c h w"], layer: int = 0) -> Float[Tensor, "b n d"]:
         """One feature of each patch, or place of a convolutional model, which has one layer to look at."""
         if self.blocks:
             return self._after(images, layer, norm=False)[0]
         found: Tensor = self.model.forward_features(images)
+        if getattr(self.model, "output_fmt", "NCHW") == "NHWC":
+            return found.flatten(1, 2)
         return found.flatten(2).transpose(1, 2)
 
     def _after(self, images: Tensor, layer: int, norm: bool) -> tuple[Tensor, Tensor]:

@@ -340,3 +340,20 @@ def test_a_row_of_a_sweeps_table(tmp_path: Path, capsys: pytest.CaptureFixture[s
     running.run(words)
     assert "theirs" not in table()
     assert "judged with other code" in (running.reported(file) / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "shape"),
+    [
+        ("test_vit", (64, 96), (24, 64)),
+        ("test_resnet", (64, 96), (6, 96)),
+        ("swin_tiny_patch4_window7_224", (224, 224), (49, 768)),
+    ],
+)
+def test_a_feature_of_each_patch_whatever_the_model(
+    name: str, size: tuple[int, int], shape: tuple[int, int]
+) -> None:
+    """Frames of videos are oblong, and a model whose channels are last has rows where others have them."""
+    encoder = TimmEncoder.create(name, size[1], 3).eval()
+    with torch.no_grad():
+        assert encoder.patch_features(torch.zeros(2, 3, *size)).shape == (2, *shape)
