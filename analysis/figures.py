@@ -132,18 +132,24 @@ def _panel(axes: Axes, metric: str, results: Results, rows: Sequence[Row], place
         axes.axvspan(0, COLLAPSED, color="#f3f0ea", zorder=0)
         above, middle = axes.get_xaxis_transform(), COLLAPSED / 2
         axes.text(middle, 1.0, "less than half", transform=above, **SMALL, ha="center", va="bottom")
+    reach, low, high = _in_reach(metric, results, rows)
     for row, place in zip(rows, places, strict=True):
         colour = looks[row.arm]["color"]
-        values = [trial.metrics.get(metric, math.nan) for trial in results.of(row.arm)]
-        values = [value for value in values if math.isfinite(value)]
+        values = [value for value in _of_seeds(metric, results, row) if math.isfinite(value)]
         found = row.metrics[metric]
+        across = axes.get_yaxis_transform()
         if found.mean is None:
             note = "no value" if row.n else "no trial that counts"
-            across = axes.get_yaxis_transform()
             axes.text(0.99, place, note, transform=across, **SMALL, ha="right", va="center")
             continue
-        below = [place + 0.24] * len(values)
-        axes.scatter(values, below, s=11, color=colour, alpha=0.6, linewidths=0, zorder=2)
+        if metric != RANK_RATIO and row.arm not in reach:
+            below = found.mean < low
+            text, edge = (f"← {found.mean:.1f}", 0.01) if below else (f"{found.mean:.1f} →", 0.99)
+            side = "left" if below else "right"
+            axes.text(edge, place, text, transform=across, **SMALL, ha=side, va="center")
+            continue
+        lower = [place + 0.24] * len(values)
+        axes.scatter(values, lower, s=11, color=colour, alpha=0.6, linewidths=0, zorder=2)
         middle = place - 0.08
         if found.low is not None and found.high is not None:
             axes.plot([found.low, found.high], [middle, middle], color=colour, linewidth=2.2, zorder=3)
@@ -152,44 +158,52 @@ def _panel(axes: Axes, metric: str, results: Results, rows: Sequence[Row], place
     chance = results.chance(metric)
     if metric == RANK_RATIO:
         axes.set_xlim(left=0, right=max(axes.get_xlim()[1], 1.05))
-    else:
-        _keep_the_arms_apart(axes, metric, results, rows, places)
+    elif math.isfinite(low):
+        margin = 0.05 * (high - low) or 1.0
+        axes.set_xlim(low - margin, high + margin)
     axes.locator_params(axis="x", nbins=4)  # more labels than that touch each other
-    low, high = axes.get_xlim()
-    if chance is not None and low <= chance <= high:
+    left, right = axes.get_xlim()
+    if chance is not None and left <= chance <= right:
         axes.axvline(chance, color=GREY, linewidth=0.8, linestyle=DASHES[2], zorder=0)
         axes.text(
             chance, 1.0, "chance", transform=axes.get_xaxis_transform(), **SMALL, ha="center", va="bottom"
         )
 
 
-def _keep_the_arms_apart(
-    axes: Axes, metric: str, results: Results, rows: Sequence[Row], places: Sequence[float]
-) -> None:
-    """Where a baseline lies so far off that it would squeeze the arms together, an arrow points to it."""
-    reach = {
-        row.arm: [*(trial.metrics.get(metric, math.nan) for trial in results.of(row.arm)), *bounds]
+APART = 0.2
+"""Of an axis, the part that the arms keep to themselves."""
+
+
+def _in_reach(
+    metric: str, results: Results, rows: Sequence[Row]
+) -> tuple[dict[str, list[float]], float, float]:
+    """What is drawn of each row, and from where to where: not baselines that would squeeze the arms."""
+    values = {
+        row.arm: [v for v in (*_of_seeds(metric, results, row), *_bounds(row, metric)) if math.isfinite(v)]
         for row in rows
-        for bounds in [(row.metrics[metric].low or math.nan, row.metrics[metric].high or math.nan)]
     }
-    arms = [v for row in rows if not row.baseline for v in reach[row.arm] if math.isfinite(v)]
+    reach = {row.arm: values[row.arm] for row in rows if not row.baseline and values[row.arm]}
+    arms = [value for found in reach.values() for value in found]
     if not arms:
-        return
-    span = max(max(arms) - min(arms), 1e-9)
-    reach[""] = [chance] if (chance := results.chance(metric)) is not None else []
-    near = [v for found in reach.values() for v in found if min(arms) - 2 * span <= v <= max(arms) + 2 * span]
-    low, high = min(near), max(near)
-    for row, place in zip(rows, places, strict=True):
-        mean = row.metrics[metric].mean
-        if mean is not None and not low <= mean <= high:
-            left = mean < low
-            text, edge = (f"← {mean:.1f}", 0.01) if left else (f"{mean:.1f} →", 0.99)
-            across = axes.get_yaxis_transform()
-            axes.text(
-                edge, place, text, transform=across, **SMALL, ha="left" if left else "right", va="center"
-            )
-    margin = 0.05 * (high - low) or 1.0
-    axes.set_xlim(low - margin, high + margin)
+        return values, math.nan, math.nan
+    low, high = min(arms), max(arms)
+    span = max(high - low, 1e-9)
+    others = {row.arm: values[row.arm] for row in rows if row.baseline and values[row.arm]}
+    if (chance := results.chance(metric)) is not None:
+        others[""] = [chance]
+    for arm, found in sorted(others.items(), key=lambda other: max(high, *other[1]) - min(low, *other[1])):
+        if span >= APART * (max(high, *found) - min(low, *found)):
+            reach[arm], low, high = found, min(low, *found), max(high, *found)
+    return reach, low, high
+
+
+def _of_seeds(metric: str, results: Results, row: Row) -> list[float]:
+    return [trial.metrics.get(metric, math.nan) for trial in results.of(row.arm)]
+
+
+def _bounds(row: Row, metric: str) -> list[float]:
+    found = row.metrics[metric]
+    return [bound for bound in (found.mean, found.low, found.high) if bound is not None]
 
 
 def training(results: Results, rows: Sequence[Row], curves: Curves) -> Figure:

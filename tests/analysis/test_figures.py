@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -44,6 +45,23 @@ def test_the_comparison_shows_what_claims_are_about() -> None:
     assert labels == ["k-NN top-1 (%)", "m2", "m0", "m3", "rank ratio"]
     plain = figures.comparison(found := results.assemble(PLAN, RUNS), table.rows(found)).axes
     assert [axes.get_xlabel() for axes in plain] == ["k-NN top-1 (%)", "1-NN top-1 (%)", "rank ratio"]
+
+
+@pytest.mark.parametrize(("level", "shown"), [(0.3, True), (3.0, False)])
+def test_a_baseline_is_drawn_whole_or_pointed_to(level: float, shown: bool) -> None:
+    """Half an interval at the edge, with a figure over it, tells neither where it lies nor how sure."""
+    runs = [run for run in RUNS if run.arm in ("mse", "random_encoder")]
+    values = {"mse": 10.0, "random_encoder": 10.0 + 10 * level}
+    found = results.assemble(
+        PLAN,
+        [replace(r, metrics=dict(r.metrics) | {"eval/knn_top1": values[r.arm] + 0.5 * r.seed}) for r in runs],
+    )
+    axes = figures.comparison(found, table.rows(found)).axes[0]
+    low, high = axes.get_xlim()
+    drawn = [float(x) for marks in axes.collections for x in np.asarray(marks.get_offsets())[:, 0]]
+    assert all(low < x < high for x in drawn), "nothing is cut at the edge"
+    assert (max(drawn) > 10 + 5 * level) == shown
+    assert any("→" in text.get_text() for text in axes.texts) != shown
 
 
 def test_arms_look_the_same_in_every_figure() -> None:
