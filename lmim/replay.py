@@ -4,7 +4,8 @@
 
 A replay takes one trial of an arm, trains its first steps again, computes what is scheduled for every row of
 its journal, and judges its checkpoint on a sample. The same figures: the arm's trials of that code count,
-whatever changed. Else they are left out, with the first figure that differs.
+whatever changed. Else they are left out, with the first figure that differs; where it is an evaluation's,
+only of sweeps that ask for that evaluation.
 
 On the processor that made them figures must be equal to the last digit. On a GPU, whose sums have no fixed
 order, or on another machine, they may differ by `TOLERANCES`.
@@ -12,9 +13,10 @@ order, or on another machine, they may differ by `TOLERANCES`.
 
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from rich.console import Console
@@ -33,8 +35,14 @@ TOLERANCES = {"train/": (2e-4, 0.0), "collapse/": (1e-2, 0.0), "eval/": (1e-2, 1
 FIRST = 40
 """So many steps are trained again at most, if the journal has a row of them."""
 
-Difference = str
-"""`step 20: train/loss is 0.43351, was 0.43308`."""
+
+class Difference(NamedTuple):
+    """One figure that is another today."""
+
+    text: str
+    """`step 20: train/loss is 0.43351, was 0.43308`."""
+    metrics: Collection[str] = ()
+    """Those of the evaluation that it is of; none where training itself differs."""
 
 
 def replay(folder: TrialFolder, alike: Sequence[TrialFolder] = ()) -> Replay:
@@ -44,8 +52,14 @@ def replay(folder: TrialFolder, alike: Sequence[TrialFolder] = ()) -> Replay:
         UserError: there is not enough memory for it, which says nothing of the code.
     """
     state = folder.state()
+    found = ""
+    judged: dict[str, str] = {}
     try:
-        found = next(differences(folder), "")
+        for difference in differences(folder):
+            if not difference.metrics:
+                found = difference.text
+                break
+            judged = dict.fromkeys(difference.metrics, difference.text) | judged
     except Exception as error:  # noqa: BLE001  whatever the present code makes of it, that is the difference
         if out_of_memory(error):
             raise UserError(
@@ -53,7 +67,7 @@ def replay(folder: TrialFolder, alike: Sequence[TrialFolder] = ()) -> Replay:
                 "(--max-concurrent), or where there is more"
             ) from None
         found = f"cannot be replayed ({cause(error)})"
-    verdict = Replay(code=code_digest(), commit=code_version(), of=folder.id, difference=found)
+    verdict = Replay(code=code_digest(), commit=code_version(), of=folder.id, difference=found, judged=judged)
     for one in (folder, *alike):
         if one.state().code == state.code:
             one.record_replay(verdict)
@@ -65,10 +79,13 @@ def differences(folder: TrialFolder) -> Iterator[Difference]:
     config, state = folder.config(), folder.state()
     later = (state.code or "").split("; then ")[1:]
     yield from (
-        f"went on with code {code}, which left nothing to compare" for code in later if code != code_digest()
+        Difference(f"went on with code {code}, which left nothing to compare")
+        for code in later
+        if code != code_digest()
     )
     if config.identity != folder.id:
-        yield f"its settings are those of trial {config.identity} today: a neutral value is another one"
+        why = f"its settings are those of trial {config.identity} today: a neutral value is another one"
+        yield Difference(why)
     ensure([config])  # by today's code, as all else
     device = choose_device(config)
     torch.set_num_threads(config.run.threads)
@@ -113,7 +130,7 @@ def _judged(
     if not folder.locked():
         folder.fetch()
     if not run.restore(folder.checkpoint) and (run.steps or config.imported):
-        yield "its checkpoint is gone"
+        yield Difference("its checkpoint is gone")
         return
     last = [row for row in rows if "collapse/rank" in row.metrics][-1:]
     exact = 0.0 if same else None
@@ -131,8 +148,10 @@ def _judged(
         now = judge(encode, *where, evaluations, run.device, logits, patches, sample, trained)
         for result, (_, found) in zip(some, now, strict=True):
             if found.error:
-                yield found.error
-            yield from _unlike(run.steps, found.metrics, result.sample or result.metrics, exact)
+                yield Difference(found.error, result.metrics)
+            before = result.sample or result.metrics
+            for difference in _unlike(run.steps, found.metrics, before, exact):
+                yield difference._replace(metrics=result.metrics)
 
 
 def _unlike(
@@ -145,7 +164,7 @@ def _unlike(
         new, old = now[name], before[name]
         equal = new == old or (math.isnan(new) and math.isnan(old))
         if not equal and not abs(new - old) <= max(relative * max(abs(new), abs(old)), absolute):
-            yield f"step {step}: {name} is {new:.9g}, was {old:.9g}"
+            yield Difference(f"step {step}: {name} is {new:.9g}, was {old:.9g}")
 
 
 # ------------------------------------------------------------------------------------------ command
@@ -171,8 +190,9 @@ def _command(argv: Sequence[str] | None) -> int:
     worst = 0
     for first, *others in groups:
         verdict = replay(first, others)
-        worst = max(worst, bool(verdict.difference))
-        word = f"differs: {verdict.difference}" if verdict.difference else "the same figures"
+        differs = "; ".join(dict.fromkeys([verdict.difference, *verdict.judged.values()])).strip("; ")
+        worst = max(worst, bool(differs))
+        word = f"differs: {differs}" if differs else "the same figures"
         trained = (first.state().commit or "unknown code").partition(",")[0]
         line = f"{first.id} of {trained} ({len(others)} alike): {word}"
         console.print(line, markup=False, highlight=False, soft_wrap=True)

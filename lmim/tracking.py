@@ -29,7 +29,7 @@ from lmim.errors import UserError, brief, redacted
 from lmim.files import write_atomic
 from lmim.plan.record import Record, RecordedTrial, kept
 from lmim.trial.folder import State, TrialFolder
-from lmim.trial.standing import Standing, standing
+from lmim.trial.standing import NOT_COMPARED, Standing, standing
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -614,7 +614,8 @@ def _tags(stands: Standing, folder: TrialFolder, trial: RecordedTrial) -> dict[s
     found |= {"status": stands.status, "error": stands.error, "dataset_version": trial.data_version}
     found["code"] = "; then ".join(sorted(stands.codes))
     if replayed is not None:
-        found |= {"replayed": "" if replayed.difference else replayed.code, "differs": replayed.difference}
+        differs = replayed.difference or ("" if stands.excluded == NOT_COMPARED else stands.excluded)
+        found |= {"replayed": "" if differs else replayed.code, "differs": differs}
     newest = {"mlflow.source.git.commit": (state.commit or "").rpartition("; then ")[2]}
     return newest | {f"lmim.{name}": str(value or "")[:5000] for name, value in found.items()}
 

@@ -166,3 +166,8 @@ def test_what_changes_a_figure_is_caught(
     code, said = replayed(trained, tmp_path, change)
     assert code == 1, said
     assert re.search(f"differs: .*({expected})", said), said
+    folders = [TrialFolder(trained / "trials", path.name) for path in (trained / "trials").iterdir()]
+    found = [one for folder in folders if (one := folder.replayed()) and (one.difference or one.judged)]
+    # a protocol that has changed says nothing of what was trained
+    assert all(bool(one.judged) == (expected.startswith("eval")) for one in found)
+    assert found

@@ -137,7 +137,9 @@ class Replay(BaseModel):
     of: str
     """The trial that was replayed: this one, or one of the same arm and code."""
     difference: str = ""
-    """The first figure that differs; empty where none does."""
+    """The first figure of training that differs; empty where none does."""
+    judged: dict[str, str] = {}
+    """Metrics of evaluations that differ, each with the first of its evaluation's: the others stand."""
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from lmim.trial.code import code_digest
 from lmim.trial.ending import Ending, goes_on
-from lmim.trial.evaluation import Evaluation, read_result
+from lmim.trial.evaluation import Evaluation, Result, read_result
 from lmim.trial.folder import UNJUDGED, State, TrialFolder
 
 Status = Literal["new", "running", "interrupted", "trained", "done", "failed"]
@@ -50,9 +51,11 @@ def standing(
     if status != "done":
         return Standing(status, state, state.metrics, state.error, codes)
     if state.outcome in UNJUDGED:
-        return Standing(status, state, state.metrics, state.error, codes, _excluded(folder, codes))
+        return Standing(status, state, state.metrics, state.error, codes, _excluded(folder, codes, {}))
     found = {one.file(folder.path, version): one for one in evaluations}
-    results = [result for result in map(read_result, found) if result is not None]
+    read = {file: read_result(file) for file in found}
+    judged = {file: result for file, result in read.items() if result is not None}
+    results = judged.values()
     absent = [one for file, one in found.items() if not file.is_file() and folder.is_judged_by(one)]
     metrics = dict(state.metrics)
     for result in results:
@@ -63,12 +66,22 @@ def standing(
         status = "running" if folder.locked() else "trained"
     elif error:
         status = "failed"
-    return Standing(status, state, metrics, error, codes, _excluded(folder, codes))
+    return Standing(status, state, metrics, error, codes, _excluded(folder, codes, judged))
 
 
-def _excluded(folder: TrialFolder, codes: frozenset[str]) -> str:
-    """Whether today's code does what that of a finished trial did, as far as a replay has shown it."""
+def _excluded(folder: TrialFolder, codes: frozenset[str], judged: Mapping[Path, Result]) -> str:
+    """Whether today's code does what that of a finished trial did, as far as a replay has shown it.
+
+    Of `judged`, what a sweep asks for: another one's evaluation, whose protocol has changed, is none of its
+    concern.
+    """
     if not codes - {code_digest()}:
         return ""
     found = folder.replayed()
-    return found.difference if found is not None and found.code == code_digest() else NOT_COMPARED
+    if found is None or found.code != code_digest():
+        return NOT_COMPARED
+    for file, result in judged.items():
+        for name in result.metrics.keys() & found.judged.keys():
+            if result.code != found.code and not found.difference:
+                return f"{found.judged[name]} (judging alone: delete {file.name} there to judge it anew)"
+    return found.difference

@@ -138,6 +138,33 @@ def test_what_was_judged_on_other_data_is_to_be_judged(tmp_path: Path) -> None:
     assert {job.trial.arm for job in plan.missing(TODO)} == {"mse", "cosine"}
 
 
+def test_a_changed_protocol_leaves_training_and_the_others_in_their_tables(tmp_path: Path) -> None:
+    """Else a mended protocol of one sweep would cost another, which never asks for it, all of its trials."""
+    asked = load(write(tmp_path, more="evaluate: [nn, knn]\n"), sets=TINY)
+    plan = Plan.read(asked, tmp_path / "trials")
+    finish(plan, {"mse": {"test": 10.0}, "cosine": {"test": 20.0}})
+    first = TrialFolder(plan.root, plan.sweep.planned[0].id)
+    version = first.config().data.version
+    for one in asked.evaluations:
+        record(first, one, 10.0, data_version=version, code="0ld")
+    first.update(code="0ld")
+    judged = {"eval/nn_top1": "step 2: eval/nn_top1 is 1, was 2"}
+    first.record_replay(Replay(code=code_digest(), commit="c", of=first.id, judged=judged))
+    [nn] = [one.file(first.path, version or "") for one in asked.evaluations if one.name == "nn"]
+    assert Plan.read(asked, plan.root).states[first.id].excluded == (
+        f"step 2: eval/nn_top1 is 1, was 2 (judging alone: delete {nn.name} there to judge it anew)"
+    )
+    alone = load(write(tmp_path, name="alone", more="evaluate: [knn]\n"), sets=TINY)
+    assert Plan.read(alone, plan.root).states[first.id].excluded == ""
+    nn.unlink()
+    assert Plan.read(asked, plan.root).states[first.id].status == "trained"
+    again = next(one for one in asked.evaluations if one.name == "nn")
+    record(first, again, 1.0, data_version=version, code=code_digest())
+    assert Plan.read(asked, plan.root).states[first.id].excluded == "", "judged by today's code"
+    first.record_replay(Replay(code=code_digest(), commit="c", of=first.id, difference="step 1: loss"))
+    assert Plan.read(alone, plan.root).states[first.id].excluded == "step 1: loss"
+
+
 def test_what_judges_finished_trials_is_priced(tmp_path: Path) -> None:
     """Otherwise hours of fine-tuning, added to trials that are done, are promised in a minute."""
 
