@@ -75,8 +75,8 @@ class _Child:
     new: bool = False
     """Made by this process, and so empty at first."""
     read_back: bool = False
-    judged: set[str] = field(default_factory=set)
-    """The metrics that are there, of which an evaluation has one point each."""
+    judged: dict[str, float] = field(default_factory=dict)
+    """The newest figure of each metric, of which an evaluation has one point, and one more if judged anew."""
     data: set[tuple[str, str]] = field(default_factory=set)
     """Name and version of the datasets that are named as its input."""
     over: tuple[tuple[int, int], ...] = ()
@@ -399,9 +399,11 @@ class Tracker:
         child.offset = offset
         now = int((state.finished or state.heartbeat or time.time()) * 1000)
         for name, value in stands.metrics.items():
-            if name not in state.metrics and name not in child.judged:
-                child.judged.add(name)
-                points.append((name, value, now, state.step))
+            known = child.judged.get(name)
+            if name not in state.metrics and (known is None or not _same(known, value)):
+                # of points of one step MLflow shows the latest
+                points.append((name, value, now if known is None else int(time.time() * 1000), state.step))
+                child.judged[name] = value
         return points, offset
 
     def _figures(self, child: _Child, folder: TrialFolder, version: str) -> dict[str, str]:
@@ -560,7 +562,7 @@ def _child(run: "Run") -> _Child:
         tags=tags,
         offset=int(offset) if fed else 0,
         rewinds=int(rewinds) if fed else 0,
-        judged=set(run.data.metrics),
+        judged=dict(run.data.metrics),
         data=_datasets(run),
     )
 
@@ -618,6 +620,12 @@ def _tags(stands: Standing, folder: TrialFolder, trial: RecordedTrial) -> dict[s
         found |= {"replayed": "" if differs else replayed.code, "differs": differs}
     newest = {"mlflow.source.git.commit": (state.commit or "").rpartition("; then ")[2]}
     return newest | {f"lmim.{name}": str(value or "")[:5000] for name, value in found.items()}
+
+
+def _same(known: float, value: float) -> bool:
+    """Whether MLflow has this figure; it keeps the largest number there is for infinity."""
+    huge = math.isinf(value) and abs(known) > 1e308 and known * value > 0
+    return known == value or huge or (math.isnan(known) and math.isnan(value))
 
 
 def _changed(old: dict[str, str], new: dict[str, str]) -> dict[str, str]:

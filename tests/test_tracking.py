@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from lmim import pages
+from lmim import pages, tracking
 from lmim.config import Config
 from lmim.errors import UserError
 from lmim.plan.ablation import Arm, load
@@ -273,6 +273,29 @@ def test_a_protocol_that_is_asked_for_later_is_one_point_more(stage: Stage) -> N
     assert stage.points("eval/knn_top1") == [(7, 31.5)]
     assert stage.points("eval/nn_top1") == [(7, 20.5)]
     assert len(stage.runs()) == 2
+
+
+@pytest.mark.parametrize("again", [40.5, 12.5, math.nan, math.inf])
+def test_a_trial_that_is_judged_anew_has_its_new_figure(stage: Stage, again: float) -> None:
+    """The table would go on showing what was deleted because it was wrong."""
+    (knn,) = read_evaluations(["knn"])
+    plan = stage.plan(evaluations=(knn,))
+    folder = stage.folders["mse"]
+    folder.append(7, {"train/loss": 1.0})
+    folder.update(status="done", step=7, finished=9.0)
+    record(folder, knn, 31.5)
+    for figure in (31.5, again, again):
+        tracker = Tracker(stage.uri, plan, stage.out)
+        tracker.feed()
+        shown = stage.child().data.metrics["eval/knn_top1"]
+        assert tracking._same(shown, figure)
+        for file in (folder.path / "evaluations").iterdir():
+            file.unlink()
+        record(folder, knn, again)
+        tracker.feed()
+        tracker.close()
+        assert tracking._same(stage.child().data.metrics["eval/knn_top1"], again)
+    assert len(stage.points("eval/knn_top1")) == 2, "each once"
 
 
 def test_a_protocol_that_failed_and_code_that_differs_are_told(stage: Stage) -> None:
