@@ -171,8 +171,12 @@ DEEP = {
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_trial_out_of_memory_is_given_more_before_it_fails(tmp_path: Path) -> None:
+def test_a_trial_out_of_memory_is_given_more_before_it_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Otherwise one large arm is lost to its neighbours on a GPU, or comes back as another trial."""
+    # busy threads would each reserve a heap of their own of the address space that is limited
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "1")
     for name, room in (("enough", 350), ("less", 100)):
         (tmp_path / f"{name}.py").write_text(LIMITED.replace("ROOM", str(room)))
     sets = [*TINY, *(f"{key}={value}" for key, value in DEEP.items())]
