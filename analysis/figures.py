@@ -174,18 +174,16 @@ APART = 0.2
 """Of an axis, the part that the arms keep to themselves."""
 
 
-def _in_reach(
-    metric: str, results: Results, rows: Sequence[Row]
-) -> tuple[dict[str, list[float]], float, float]:
-    """What is drawn of each row, and from where to where: not baselines that would squeeze the arms."""
+def _in_reach(metric: str, results: Results, rows: Sequence[Row]) -> tuple[set[str], float, float]:
+    """Which rows are drawn, and from where to where: not baselines that would squeeze the arms."""
     values = {
         row.arm: [v for v in (*_of_seeds(metric, results, row), *_bounds(row, metric)) if math.isfinite(v)]
         for row in rows
     }
-    reach = {row.arm: values[row.arm] for row in rows if not row.baseline and values[row.arm]}
-    arms = [value for found in reach.values() for value in found]
+    reach = {row.arm for row in rows if not row.baseline}
+    arms = [value for arm in reach for value in values[arm]]
     if not arms:
-        return values, math.nan, math.nan
+        return {*values}, math.nan, math.nan
     low, high = min(arms), max(arms)
     span = max(high - low, 1e-9)
     others = {row.arm: values[row.arm] for row in rows if row.baseline and values[row.arm]}
@@ -193,7 +191,8 @@ def _in_reach(
         others[""] = [chance]
     for arm, found in sorted(others.items(), key=lambda other: max(high, *other[1]) - min(low, *other[1])):
         if span >= APART * (max(high, *found) - min(low, *found)):
-            reach[arm], low, high = found, min(low, *found), max(high, *found)
+            reach.add(arm)
+            low, high = min(low, *found), max(high, *found)
     return reach, low, high
 
 

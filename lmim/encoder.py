@@ -122,9 +122,8 @@ class Encoder(nn.Module):
         Patches after the first `placed` of them are not told where they lie. `rows` is how many of them there
         are in images that may be of another size than in training, all of whose patches are seen.
         """
-        positions = (self.positions if rows is None else self.spread(rows, patches)).expand(
-            len(patches), -1, -1
-        )
+        table = self.positions if rows is None else self.spread(rows, patches.shape[1] // rows)
+        positions = table.expand(len(patches), -1, -1)
         if indices is not None:
             patches, positions = take(patches, indices), take(positions, indices)
         if placed is not None:
@@ -132,9 +131,9 @@ class Encoder(nn.Module):
         x: Tensor = self.embed(patches) + positions
         return torch.cat([self.cls_token.expand(len(x), -1, -1).to(x.dtype), x], dim=1)
 
-    def spread(self, rows: int, patches: Float[Tensor, "b n p"]) -> Float[Tensor, "n d"]:
+    def spread(self, rows: int, columns: int) -> Float[Tensor, "n d"]:
         """The codes of so many rows of patches: where they are not those of training, spread out evenly."""
-        grid, columns = math.isqrt(len(self.positions)), patches.shape[1] // rows
+        grid = math.isqrt(len(self.positions))
         if (rows, columns) == (grid, grid):
             return self.positions
         found: Tensor = resample_abs_pos_embed(self.positions[None], [rows, columns], num_prefix_tokens=0)

@@ -190,7 +190,7 @@ def _command(argv: Sequence[str] | None) -> int:
     worst = 0
     for first, *others in groups:
         verdict = replay(first, others)
-        differs = "; ".join(dict.fromkeys([verdict.difference, *verdict.judged.values()])).strip("; ")
+        differs = "; ".join(filter(None, dict.fromkeys([verdict.difference, *verdict.judged.values()])))
         worst = max(worst, bool(differs))
         word = f"differs: {differs}" if differs else "the same figures"
         trained = (first.state().commit or "unknown code").partition(",")[0]

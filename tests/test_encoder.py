@@ -80,7 +80,7 @@ def test_places_are_spread_over_a_larger_image() -> None:
     assert torch.equal(encoder.evaluated(patches), encoder.evaluated(patches, rows=4)), "of training's size"
     place = torch.arange(4.0)
     encoder.positions = torch.cat([place.repeat_interleave(4)[:, None], place.repeat(4)[:, None]], dim=1)
-    oblong = encoder.spread(8, torch.zeros(1, 8 * 12, 1)).view(8, 12, 2)
+    oblong = encoder.spread(8, 12).view(8, 12, 2)
     assert torch.allclose(oblong[..., 0], oblong[:, :1, 0], atol=1e-5), "a row's patches lie in one row"
     assert torch.allclose(oblong[..., 1], oblong[:1, :, 1], atol=1e-5)
     for line in (oblong[:, 0, 0], oblong[0, :, 1]):

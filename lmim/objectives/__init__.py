@@ -15,9 +15,11 @@ from torch import Tensor, nn
 
 from lmim import variants
 from lmim.axes.collapse import Tokens
+from lmim.axes.mask import patchify
 from lmim.config import Collapse, Config, Decoder, Loss
 from lmim.data import Dataset
 from lmim.data.augment import sample_boxes
+from lmim.encoder import Encoder
 
 
 @dataclass(frozen=True)
@@ -169,6 +171,14 @@ class Objective(nn.Module):
         """The evaluation feature: the mean of the patches' unless the objective has a better one."""
         patches = self.patch_features(images, layer) if layer else self.patch_features(images)
         return patches.mean(dim=1)
+
+
+def encoded(
+    encoder: Encoder, images: Float[Tensor, "b c h w"], patch_size: int, layer: int = 0, norm: bool = False
+) -> Float[Tensor, "b t d"]:
+    """What evaluation sees of whole images, of whatever size: a block's tokens, class token first."""
+    rows = images.shape[2] // patch_size
+    return encoder.evaluated(patchify(images, patch_size), layer, norm, rows)
 
 
 def build(config: Config, setup: Setup) -> Objective:

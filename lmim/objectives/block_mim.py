@@ -16,9 +16,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from lmim import config
-from lmim.axes.mask import as_drawn, draw_mask, patchify
+from lmim.axes.mask import as_drawn, draw_mask
 from lmim.encoder import Encoder, LayerNorm, in_float32, initialise, sincos_positions, take
-from lmim.objectives import Draw, Objective, Setup
+from lmim.objectives import Draw, Objective, Setup, encoded
 from lmim.variants import PositiveInt
 
 
@@ -116,5 +116,4 @@ class BlockMIM(Objective):
         self, images: Float[Tensor, "b c h w"], layer: int = 0, norm: bool = False
     ) -> Float[Tensor, "b t d"]:
         """A block's tokens of the encoder, the class token's first."""
-        rows = images.shape[2] // self.patch_size
-        return self.encoder.evaluated(patchify(images, self.patch_size), layer, norm, rows)
+        return encoded(self.encoder, images, self.patch_size, layer, norm)

@@ -202,8 +202,9 @@ class ContrastiveMIM(Objective):
         places, boxes = draw.own["places"], draw.boxes
         grown = 1 + self.shift / self.crop_side  # a window's crop is larger than it
         crops = boxes[:, : places.shape[1]] * torch.tensor([1.0, 1.0, grown, grown])
+        # their sizes stay
         by = centred(crops, self.objects.boxes[index], places, self.crop_alpha) - crops
-        return replace(draw, boxes=boxes + by * torch.tensor([1.0, 1.0, 0.0, 0.0]))
+        return replace(draw, boxes=boxes + by)
 
     def augment(
         self, views: UInt8[Tensor, "b v c s s"], own: Mapping[str, Tensor]

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from lmim import config
 from lmim.axes.collapse import width_of
-from lmim.axes.mask import as_drawn, draw_mask, patchify, similarity, similarity_constraint
+from lmim.axes.mask import as_drawn, draw_mask, similarity, similarity_constraint
 from lmim.encoder import Encoder, View, in_float32, initialise, sincos_positions
-from lmim.objectives import Draw, Objective, Setup
+from lmim.objectives import Draw, Objective, Setup, encoded
 from lmim.schedules import cosine_decay
 
 
@@ -128,5 +128,4 @@ class LatentMIM(Objective):
         self, images: Float[Tensor, "b c h w"], layer: int = 0, norm: bool = False
     ) -> Float[Tensor, "b t d"]:
         """A block's tokens of the encoder, the class token's first."""
-        rows = images.shape[2] // self.patch_size
-        return self.encoder.evaluated(patchify(images, self.patch_size), layer, norm, rows)
+        return encoded(self.encoder, images, self.patch_size, layer, norm)

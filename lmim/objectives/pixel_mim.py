@@ -15,9 +15,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lmim import config
-from lmim.axes.mask import as_drawn, draw_mask, patchify
+from lmim.axes.mask import as_drawn, draw_mask
 from lmim.encoder import Encoder, View, in_float32, initialise, sincos_positions, take
-from lmim.objectives import Draw, Objective, Setup
+from lmim.objectives import Draw, Objective, Setup, encoded
 
 
 @dataclass(frozen=True)
@@ -84,5 +84,4 @@ class PixelMIM(Objective):
         self, images: Float[Tensor, "b c h w"], layer: int = 0, norm: bool = False
     ) -> Float[Tensor, "b t d"]:
         """A block's tokens of the encoder, the class token's first."""
-        rows = images.shape[2] // self.patch_size
-        return self.encoder.evaluated(patchify(images, self.patch_size), layer, norm, rows)
+        return encoded(self.encoder, images, self.patch_size, layer, norm)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from lmim import config
 from lmim.axes.mask import patchify
 from lmim.encoder import Encoder, LayerNorm, initialise, sincos_positions
-from lmim.objectives import Draw, Objective, Setup
+from lmim.objectives import Draw, Objective, Setup, encoded
 from lmim.variants import BelowOne, Fraction, NonNegative
 
 TRIES = 10
@@ -158,8 +158,7 @@ class Supervised(Objective):
         self, images: Float[Tensor, "b c h w"], layer: int = 0, norm: bool = False
     ) -> Float[Tensor, "b t d"]:
         """A block's tokens of the encoder, the class token's first; the final norm is the classifier's."""
-        rows = images.shape[2] // self.patch_size
-        tokens = self.encoder.evaluated(patchify(images, self.patch_size), layer, rows=rows)
+        tokens = encoded(self.encoder, images, self.patch_size, layer)
         normed: Tensor = self.norm(tokens) if norm else tokens
         return normed
 

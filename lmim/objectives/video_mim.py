@@ -25,7 +25,7 @@ from lmim import config
 from lmim.axes.loss import norm_mse
 from lmim.axes.mask import draw_mask, patchify
 from lmim.encoder import Encoder, Positions, View, in_float32, initialise, projector, sincos_positions, take
-from lmim.objectives import Draw, Objective, Setup
+from lmim.objectives import Draw, Objective, Setup, encoded
 from lmim.variants import Fraction, NonNegative, Positive, PositiveInt
 
 PARTS = (("video", 0), ("image", 0), ("video", 1), ("image", 1))
@@ -197,10 +197,9 @@ class VideoMIM(Objective):
         self, images: Float[Tensor, "b c h w"], layer: int = 0, norm: bool = False
     ) -> Float[Tensor, "b t d"]:
         """A block's tokens, class token first: of the image encoder, or the video encoder's first tubes."""
-        patches = patchify(images, self.patch_size)
         if "image" in self.branches:
-            rows = images.shape[2] // self.patch_size
-            return self.branch("image").encoder.evaluated(patches, layer, norm, rows)
+            return encoded(self.branch("image").encoder, images, self.patch_size, layer, norm)
+        patches = patchify(images, self.patch_size)
         if patches.shape[1] != self.grid**2:
             raise ValueError("the video encoder sees frames of the size that it was trained on alone")
         first = torch.arange(self.grid**2, device=images.device).expand(len(images), -1)

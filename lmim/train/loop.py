@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -148,6 +148,9 @@ class Run:
         self.sums = torch.zeros(0, device=device)
         self.counted = 0
         self.mean, self.std = (torch.tensor(values, device=device) for values in (dataset.mean, dataset.std))
+        self.model = Model(
+            self._mean_patches, self.objective.patch_features, dataset, data.image_size, device
+        )
         self.probe = self._probe()
         if config.run.checkpointing:
             recompute(self.objective)
@@ -158,14 +161,10 @@ class Run:
     def _probe(self) -> Float[Tensor, "b c s s"]:
         """The images on which collapse is watched."""
         some, side = self._some_images(self.config.watch.images), self.config.data.image_size
-        return self._squares(*some.read(torch.arange(len(some)), side))
+        return self.model.normalised(*some.read(torch.arange(len(some)), side))
 
-    def _squares(
-        self, images: UInt8[Tensor, "b c h w"], boxes: Float[Tensor, "b 4"]
-    ) -> Float[Tensor, "b c s s"]:
-        """Images as they are judged, on the device."""
-        images, boxes = images.to(self.device), boxes.to(self.device)
-        return normalise(crop(images, boxes, self.config.data.image_size), self.mean, self.std)
+    def _mean_patches(self, images: Float[Tensor, "b c s s"]) -> Float[Tensor, "b d"]:
+        return self.objective.patch_features(images).mean(dim=1)
 
     def _some_images(self, count: int, split: Literal["test", "val"] = "test") -> Subset:
         """At most so many that are not trained on, the same for every trial."""
@@ -242,7 +241,7 @@ class Run:
         mine = parts[processes.rank() :: processes.size()]
         self.objective.eval()
         read = ahead(train.read(rows, side, WHOLE.repeat(len(rows), 1)) for rows in mine)
-        seen = [self.objective.seek(self._squares(*images)).float().cpu() for images in read]
+        seen = [self.objective.seek(self.model.normalised(*images)).float().cpu() for images in read]
         self.objective.train()
         found = torch.zeros(len(train), seen[0].shape[1])
         found[torch.cat(mine)] = torch.cat(seen)
@@ -319,13 +318,9 @@ class Run:
     def nearest(self, split: Literal["test", "val"] = "test") -> dict[str, float]:
         """Whether nearest neighbours tell images apart; among more than the probe's, as it is no curve."""
 
-        def encode(images: Float[Tensor, "b c s s"]) -> Float[Tensor, "b d"]:
-            return self.objective.patch_features(images).mean(dim=1)
-
-        some, side = self._some_images(NEAREST, split), self.config.data.image_size
-        model = Model(encode, self.objective.patch_features, self.dataset, side, self.device)
+        some = self._some_images(NEAREST, split)
         self.objective.eval()
-        features = torch.cat([*model.encoded(some, encode)])
+        features = torch.cat([*self.model.encoded(some, self.model.features)])
         self.objective.train()
         name = VAL_NN if split == "val" else "collapse/nn_top1"
         return {name: nn_top1(features.to(self.device), some.labels.to(self.device))}

@@ -80,8 +80,10 @@ def _excluded(folder: TrialFolder, codes: frozenset[str], judged: Mapping[Path, 
     found = folder.replayed()
     if found is None or found.code != code_digest():
         return NOT_COMPARED
+    if found.difference:
+        return found.difference
     for file, result in judged.items():
         for name in result.metrics.keys() & found.judged.keys():
-            if result.code != found.code and not found.difference:
+            if result.code != found.code:
                 return f"{found.judged[name]} (judging alone: delete {file.name} there to judge it anew)"
-    return found.difference
+    return ""
