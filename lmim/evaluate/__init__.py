@@ -1,7 +1,8 @@
 """How a frozen encoder is judged: a protocol is one file, named as its function; and diagnostics of collapse.
 
 A protocol is given `Frozen` features, its settings by keyword, and gives the figures that its METRICS name.
-Its file may say what it NEEDS besides, and of how many SECONDS it is priced: `lmim/trial/evaluation.py`.
+Its file may say what it NEEDS besides, its own VIEW of the encoder, that it reads no FEATURES of the trial's
+own images, and of how many SECONDS it is priced: `lmim/trial/evaluation.py`.
 """
 
 import math
@@ -56,9 +57,12 @@ def image_features(
     """What an objective's encoder makes of whole images, seen as the settings of every protocol say."""
     if features == "own" and not view.get("norm"):
         return _layers(objective.features, images, **view)
+    if features == "own":
+        features = "cls" if getattr(objective, "pool", "") == "cls" else "patch_mean"
+    if features == "patch_mean":
+        return patch_features(objective, images, **view).mean(dim=1)
     tokens = _layers(objective.tokens, images, **view)
     parts = {"cls": tokens[:, 0], "patch_mean": tokens[:, 1:].mean(dim=1)}
-    parts["own"] = parts["cls" if getattr(objective, "pool", "") == "cls" else "patch_mean"]
     return torch.cat([parts[part] for part in features.split("+")], dim=1)
 
 
@@ -66,8 +70,6 @@ def patch_features(
     objective: Any, images: Float[Tensor, "b c h w"], *, features: str = "own", **view: Any
 ) -> Float[Tensor, "b n d"]:
     """The same for each patch, where `features` changes nothing."""
-    if view.get("norm"):
-        return _layers(objective.tokens, images, **view)[:, 1:]
     return _layers(objective.patch_features, images, **view)
 
 
@@ -132,7 +134,7 @@ def _judge(
     full = ""
     needed = logits if any("logits" in one.needs for one in evaluations) else None
     splits = [one.split for one in evaluations]
-    if few:
+    if few or not any(one.reads_features for one in evaluations):
         model = replace(model, dataset=sampled(model.dataset, splits))
     frozen = freeze(model, splits, needed)
     finite = {split: one.finite() for split, one in frozen.items()}

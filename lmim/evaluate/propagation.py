@@ -60,17 +60,22 @@ LONGER = 64
 """Pixels of which a frame's longer side is a multiple, by DINO's code."""
 
 
-def frame_size(size: tuple[int, int], side: int, recipe: Recipe) -> tuple[int, int]:
-    """Rows and columns of a frame whose shorter side is made `side` pixels.
+def frame_size(size: tuple[int, int], side: int, patch: int, recipe: Recipe) -> tuple[int, int]:
+    """Rows and columns at which a frame is seen, whose shorter side is made `side` pixels, or left smaller.
 
-    >>> frame_size((480, 854), 480, DINO), frame_size((480, 854), 480, VIDEOWALK)
+    Both are cut to whole patches of `patch` pixels; the longer one by DINO's rule where it is as long and
+    its patches divide it.
+
+    >>> frame_size((480, 854), 480, 16, DINO), frame_size((480, 854), 480, 16, VIDEOWALK)
     ((480, 832), (480, 880))
-    >>> frame_size((854, 480), 240, DINO)
-    (384, 240)
+    >>> frame_size((854, 480), 240, 14, DINO), frame_size((20, 20), 480, 5, DINO)
+    ((420, 238), (20, 20))
     """
-    own = side * max(size) / min(size)
-    longer = round(side * recipe.ratio) if recipe.ratio else max(1, int(own // LONGER)) * LONGER
-    return (longer, side) if size[0] > size[1] else (side, longer)
+    shorter = max(1, min(side, *size) // patch) * patch
+    own = shorter * (recipe.ratio or max(size) / min(size))
+    unit = LONGER if not recipe.ratio and own >= LONGER and LONGER % patch == 0 else patch
+    longer = max(1, int(own // unit)) * unit
+    return (longer, shorter) if size[0] > size[1] else (shorter, longer)
 
 
 def propagate(

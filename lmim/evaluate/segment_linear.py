@@ -32,6 +32,7 @@ METRICS = {
     "segment_linear_objects": {"label": "linear object accuracy", "unit": "%", "better": "higher"},
 }
 NEEDS = ("masks",)
+FEATURES = False
 SECONDS = 2
 ENLARGED = 16
 """Images whose scores are brought to pixels at once: 150 classes at 224 px take half a gigabyte."""

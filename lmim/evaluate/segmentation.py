@@ -43,6 +43,7 @@ METRICS = {
 }
 
 NEEDS = ("masks",)
+FEATURES = False
 SECONDS = 12
 FEW = 64
 """Images of a sample."""

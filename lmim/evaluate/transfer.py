@@ -11,6 +11,7 @@ METRICS = {
     "transfer_knn_top1": {"label": "transfer k-NN top-1", "unit": "%", "better": "higher"},
     "transfer_linear_top1": {"label": "transfer linear top-1", "unit": "%", "better": "higher"},
 }
+FEATURES = False
 SECONDS = 2
 
 

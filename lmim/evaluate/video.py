@@ -2,9 +2,8 @@
 
 As DAVIS is scored: the mask of a clip's first frame is given, and carried to the others by the likeness of
 frozen patch features (`propagation.py`); J and F are the official ones (`davis.py`), and scored on masks as
-large as they lie on disk. Clips are seen whole, normalised as the encoder's data were, and squeezed to the
-square that it was trained on. DINO's figures are of frames 480 pixels high, after the final norm: that is
-`{side: 480, norm: true}`.
+large as they lie on disk. Clips are seen whole, normalised as the encoder's data were; as DINO sees them,
+frames are 480 pixels high, and features are taken after the encoder's final norm, if it has one.
 """
 
 import math
@@ -37,6 +36,8 @@ METRICS = {
     "video_f": {"label": "video F", "unit": "%", "better": "higher"},
 }
 NEEDS = ("masks", "clips")
+VIEW = {"norm": True}
+FEATURES = False
 SECONDS = 4
 Whose = Literal["dino", "videowalk"]
 RECIPES = {"dino": DINO, "videowalk": VIDEOWALK}
@@ -53,14 +54,15 @@ def video(
     path: str = "",
     recipe: Literal["dino", "videowalk"] = "dino",
     clips: PositiveInt = 200,
-    side: Count = 0,
+    side: Count = 480,
 ) -> dict[str, float]:
     """J, F and their mean in % on the judged clips: means over frames, then over the objects of all clips.
 
     `data` are clips with masks, which lie in the folder `path` if they lie on disk. `recipe` is whose way of
     carrying labels: `dino`, or `videowalk`, which CropMAE and its like report; figures of one say nothing
-    beside the other's. `clips` is how many are judged at most, evenly spread over the split. `side` is that
-    of a frame's shorter side in pixels, the longer one following by the recipe (0: the encoder's square).
+    beside the other's. `clips` is how many are judged at most, evenly spread over the split. `side` is how
+    many pixels a frame's shorter side has at most, the longer one following by the recipe; 0 squeezes frames
+    to the encoder's square.
     """
     regions, boundaries = [], []
     count = min(clips, FEW) if frozen.few else clips
@@ -89,23 +91,25 @@ class Followed:
 
 
 def predicted(
-    model: Model, data: Dataset, split: str, recipe: Whose = "dino", clips: int = 200, side: int = 0
+    model: Model, data: Dataset, split: str, recipe: Whose = "dino", clips: int = 200, side: int = 480
 ) -> Iterator[Followed]:
     """The clips of a split, at most so many, each with the masks that are propagated: for figures, too."""
     how, source = RECIPES[recipe], cast(MaskedClips, getattr(data, split))
+    square = model.side, model.side
+    grid = math.isqrt(model.patches(torch.zeros(1, data.channels, *square, device=model.device)).shape[1])
+    patch = model.side // grid
     for number in torch.linspace(0, len(source) - 1, min(clips, len(source))).long():
         truth = source.read_whole_masks(int(number))
         times = torch.arange(len(truth))[None]
         boxes = WHOLE.reshape(1, 1, 4).expand(1, len(truth), 4)
         large = truth.shape[1], truth.shape[2]
-        size = frame_size(large, side, how) if side else (model.side, model.side)
+        size = frame_size(large, side, patch, how) if side else square
         [frames], [seen] = source.read_clips(number[None], size if side else model.side, boxes, times)
         at_once = max(1, PIXELS // math.prod(size))
         parts = zip(torch.split(frames, at_once), torch.split(seen, at_once), strict=True)
         features = torch.cat([model.patches(model.normalised(*part, size)) for part in parts])
         truth, patches = truth.to(features.device), features.shape[1]
-        patch = math.isqrt(math.prod(size) // patches)
-        if (size[0] // patch) * (size[1] // patch) != patches or size[0] % patch or size[1] % patch:
+        if patches * patch**2 != math.prod(size):
             raise ValueError(
                 f"video needs a grid of square patches, found {patches} of {size[0]} x {size[1]} px"
             )

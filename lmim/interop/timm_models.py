@@ -152,10 +152,12 @@ class TimmEncoder(nn.Module):
         patches, prefix = self._after(images, layer, norm)
         return torch.cat([prefix[:, :1], patches], dim=1)
 
-    def patch_features(self, images: Float[Tensor, "b c h w"], layer: int = 0) -> Float[Tensor, "b n d"]:
+    def patch_features(
+        self, images: Float[Tensor, "b c h w"], layer: int = 0, norm: bool = False
+    ) -> Float[Tensor, "b n d"]:
         """One feature of each patch, or place of a convolutional model, which has one layer to look at."""
         if self.blocks:
-            return self._after(images, layer, norm=False)[0]
+            return self._after(images, layer, norm)[0]
         found: Tensor = self.model.forward_features(images)
         if getattr(self.model, "output_fmt", "NCHW") == "NHWC":
             return found.flatten(1, 2)
@@ -166,5 +168,7 @@ class TimmEncoder(nn.Module):
         if not 0 <= index < self.blocks:
             raise UserError(f"layer: expected at most {self.blocks}, the blocks of the model, found {layer}")
         how = {"return_prefix_tokens": True, "output_fmt": "NLC", "intermediates_only": True}
-        [(patches, prefix)] = self.model.forward_intermediates(images, indices=[index], norm=norm, **how)
+        [found] = self.model.forward_intermediates(images, indices=[index], norm=norm, **how)
+        # without class token and registers timm gives the patches alone
+        patches, prefix = found if self.model.num_prefix_tokens else (found, found[:, :0])
         return patches, prefix

@@ -12,7 +12,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -46,7 +46,9 @@ EVERY = {
         "own",
         "What an image's feature is; `own` is the objective's: the patches' mean, or what it classifies.",
     ),
-    "norm": variants.Setting(bool, False, "Whether features are taken after the encoder's final norm."),
+    "norm": variants.Setting(
+        bool, False, "Whether features are taken after the encoder's final norm; `video` takes them there."
+    ),
 }
 """The settings of every protocol: how it sees the encoder."""
 
@@ -96,7 +98,8 @@ class Evaluation:
     @property
     def view(self) -> dict[str, Any]:
         """How it sees the encoder: those settings of every protocol that are not at their neutral value."""
-        return {key: self.settings[key] for key in EVERY if key in self.settings}
+        given = {key: self.settings[key] for key in EVERY if key in self.settings}
+        return {key: value for key, value in given.items() if value != EVERY[key].neutral}
 
     @property
     def layers(self) -> int:
@@ -141,9 +144,16 @@ class Evaluation:
         return tuple(needs)
 
     @property
+    def reads_features(self) -> bool:
+        """Whether it reads the features of the trial's own images: unless its file says FEATURES = False."""
+        constants = variants.describe("evaluate", self.protocol, self.sources).constants
+        return bool(constants.get("FEATURES", True))
+
+    @property
     def methods(self) -> tuple[str, ...]:
         """The methods that an objective must have."""
-        tokens = ("tokens",) if self.view.keys() & {"features", "norm"} else ()
+        asked = self.view.keys() & self.changed.keys()
+        tokens = ("tokens",) if asked & {"features", "norm"} else ()
         return (*(need for need in self.needs if need not in OF_DATA), *tokens)
 
     @property
@@ -250,7 +260,8 @@ def read_evaluations(
 
 
 def settings_of(protocol: str, sources: Mapping[str, str]) -> Mapping[str, variants.Setting]:
-    """The settings that an entry of `evaluate` may give: the protocol's own, then those of every protocol."""
+    """The settings that an entry of `evaluate` may give: the protocol's own, then those of every protocol,
+    which are neutral as the VIEW in the protocol's file says."""
     file = protocol.partition(":")[0]
     return _settings(protocol, file, sources.get(file))
 
@@ -258,7 +269,14 @@ def settings_of(protocol: str, sources: Mapping[str, str]) -> Mapping[str, varia
 @functools.cache  # asked for each trial of a sweep, and read from the source
 def _settings(protocol: str, file: str, text: str | None) -> Mapping[str, variants.Setting]:
     sources = {} if text is None else {file: text}
-    return dict(variants.describe("evaluate", protocol, sources).settings) | EVERY
+    about = variants.describe("evaluate", protocol, sources)
+    given = about.constants.get("VIEW", {})
+    if not isinstance(given, dict):
+        raise ValueError(
+            f'{protocol}: expected in its file such as VIEW = {{"norm": True}}, found {show(given)}'
+        )
+    seen = checked(f"{protocol}.VIEW", given, EVERY)
+    return dict(about.settings) | {key: replace(one, neutral=seen[key]) for key, one in EVERY.items()}
 
 
 _digest = functools.cache(variants.digest)
@@ -304,7 +322,8 @@ def _read(protocol: str, given: Mapping[str, Any], sources: Mapping[str, str]) -
         near = nearest(protocol, variants.choices("evaluate"))
         raise ValueError(str(error) if own else f"{error}, found {show(protocol)}{near}") from None
     read = checked(protocol, given, settings)
-    given = {k: v for k, v in read.items() if k not in EVERY or v != EVERY[k].neutral}
+    usual = {key: one.neutral for key, one in EVERY.items() if one.neutral == settings[key].neutral}
+    given = {key: value for key, value in read.items() if key not in usual or value != usual[key]}
     files = [ref.partition(":")[0] for ref in (protocol, given.get(DATA, "")) if variants.own(ref)]
     one = Evaluation(protocol, given, sources={file: sources[file] for file in files})
     if one.opens:

@@ -80,8 +80,8 @@ def test_what_is_followed_is_scored_as_large_as_it_lies_on_disk(tmp_path: Path) 
     """J and F of masks at the encoder's side are no figures of DAVIS'."""
     data = opened(write(tmp_path))
     seen = replace(model(dataset=data, side=SIDE), patches=shows)
-    assert [one.found.shape for one in predicted(seen, data, "test")] == [(6, 32, 64), (4, 32, 64)]
-    found = video(replace(frozen(nothing(2), nothing(2), 1), model=seen, opened=data))
+    assert [one.found.shape for one in predicted(seen, data, "test", side=0)] == [(6, 32, 64), (4, 32, 64)]
+    found = video(replace(frozen(nothing(2), nothing(2), 1), model=seen, opened=data), side=0)
     # enlarging the patches' labels rounds the corners: a pixel of the encoder's, two on disk, at each
     right = 100 * (256 - 8) / 256
     assert found == pytest.approx({"video_jf": (right + 100) / 2, "video_j": right, "video_f": 100})
@@ -92,12 +92,14 @@ def test_frames_are_seen_as_large_as_asked_and_as_oblong(tmp_path: Path) -> None
     data = opened(write(tmp_path))
     seen = replace(model(dataset=data, side=SIDE), patches=shows)
     given = replace(frozen(nothing(2), nothing(2), 1), model=seen, opened=data)
-    one = next(predicted(seen, data, "test", side=64))
-    assert (one.frames.shape, one.found.shape) == ((6, 3, 64, 128), (6, 32, 64))
-    assert video(given, side=64)["video_j"] > video(given)["video_j"]
-    with pytest.raises(ValueError, match="64 x 117"):  # 880 / 480 of 64
-        video(given, side=64, recipe="videowalk")
-    assert video(given, side=96, recipe="videowalk")["video_j"] > 80
+    one = next(predicted(seen, data, "test"))
+    assert (one.frames.shape, one.found.shape) == ((6, 3, 32, 64), (6, 32, 64))
+    small = next(predicted(seen, data, "test", side=16))
+    assert (small.frames.shape, small.found.shape) == ((6, 3, 16, 32), (6, 32, 64))
+    assert video(given)["video_j"] > video(given, side=0)["video_j"]
+    walked = next(predicted(seen, data, "test", "videowalk"))
+    assert walked.frames.shape == (6, 3, 32, 56)  # 880 / 480 of 32, in whole patches
+    assert video(given, recipe="videowalk")["video_j"] > 80
 
 
 def test_a_sweep_judges_by_such_a_folder(tmp_path: Path) -> None:

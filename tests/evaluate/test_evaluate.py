@@ -239,6 +239,42 @@ def test_features_are_those_that_are_named(part: str, layer: Any, norm: bool) ->
     torch.testing.assert_close(found, torch.cat([kinds[one] for one in part.split("+")], dim=-1))
 
 
+def test_a_protocol_has_a_view_of_its_own_unless_told_otherwise() -> None:
+    """`video` would see an encoder as DINO does not, or leave out the baseline that has no norm."""
+    pixels = Config.read({"objective": "raw_pixels"})
+    usual, same, other, layer = read_evaluations(
+        ["video", "nn", {"video": {"norm": False}}, {"video": {"layer": 2}}]
+    )
+    assert (usual.view, same.view, other.view) == ({"norm": True}, {}, {})
+    assert layer.view == {"norm": True, "layer": 2}
+    assert usual.applies(pixels)
+    assert usual.identity("0" * 8, "") != other.identity("0" * 8, "")
+    assert read_evaluations([{"video": {"norm": True, "side": 480}}]) == (usual,)
+    assert next(iter(other.metrics.values())).name == "eval/video_jf.norm-false"
+
+
+def test_what_reads_no_features_of_the_trials_images_has_none_made() -> None:
+    """`video` alone has a view of its own: a pass over all of ImageNet would come before it, for nothing."""
+    seen: list[int] = []
+
+    def counted(x: Float[Tensor, "b c s s"], **view: Any) -> Float[Tensor, "b d"]:
+        seen.append(len(x))
+        return flat(x)
+
+    source = """
+FEATURES = False
+METRICS = {"one": {"label": "one"}}
+def f(frozen):
+    return {"one": 1.0}
+"""
+    entries = read_evaluations(["m.py:f"], {"m.py": source})
+    [found] = judged_by(counted, dataset(images(5000, 0), images(3000, 1)), 4, entries)
+    assert found.metrics == {"eval/one": 1}
+    assert sum(seen) < 2000
+    [own] = read_evaluations(["video"])
+    assert not own.reads_features
+
+
 def test_a_layer_is_judged_by_its_own_features() -> None:
     """The depth at which an encoder is best would be read off the features of another."""
 

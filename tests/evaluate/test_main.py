@@ -13,6 +13,7 @@ from lmim.config import Config
 from lmim.data import open_dataset
 from lmim.data.augment import crop, normalise
 from lmim.errors import UserError
+from lmim.evaluate import image_features, patch_features
 from lmim.evaluate.__main__ import IMAGENET, main
 from lmim.evaluate.nn import nn_top1
 from lmim.interop import TimmEncoder, load_mae, load_official
@@ -346,6 +347,7 @@ def test_a_row_of_a_sweeps_table(tmp_path: Path, capsys: pytest.CaptureFixture[s
     ("name", "size", "shape"),
     [
         ("test_vit", (64, 96), (24, 64)),
+        ("vit_base_patch16_gap_224", (64, 96), (24, 768)),
         ("test_resnet", (64, 96), (6, 96)),
         ("swin_tiny_patch4_window7_224", (224, 224), (49, 768)),
     ],
@@ -355,5 +357,11 @@ def test_a_feature_of_each_patch_whatever_the_model(
 ) -> None:
     """Frames of videos are oblong, and a model whose channels are last has rows where others have them."""
     encoder = TimmEncoder.create(name, size[1], 3).eval()
+    images = torch.randn(2, 3, *size)
     with torch.no_grad():
-        assert encoder.patch_features(torch.zeros(2, 3, *size)).shape == (2, *shape)
+        assert encoder.patch_features(images).shape == (2, *shape)
+        normed = patch_features(encoder, images, norm=True)
+        assert image_features(encoder, images[..., : size[0]], norm=True).shape == (2, shape[1])
+    assert normed.shape == (2, *shape)
+    if "vit" in name:  # of the others what they give has been normalised
+        assert torch.allclose(normed.mean(dim=2), torch.zeros(2, shape[0]), atol=1e-5)

@@ -69,7 +69,7 @@ def pixel(tmp_path_factory: pytest.TempPathFactory) -> Subject:
 
 def planted(subject: Subject, dataset: Dataset, side: int, encode: Encode = flat) -> Subject:
     """The trial with an encoder that knows of each patch which level it has."""
-    return replace(subject, model=Model(encode, shows, dataset, side))
+    return replace(subject, model=Model(encode, lambda images, **view: shows(images), dataset, side))
 
 
 def scenes(count: int = 4) -> Dataset:

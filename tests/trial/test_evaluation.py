@@ -123,6 +123,8 @@ def test_metrics_are_named_by_what_is_not_neutral(entry: object, split: Any, met
         (["nn", "bare.py:f"], 'bare.py:f: expected in its file a literal such as METRICS = {"gap": {"label"'),
         (["nn", "odd.py:f"], "odd.py:f: expected in its file a literal such as METRICS ="),
         (["knn", "rank.py:f"], "found eval/knn_top1, which is that of knn"),
+        (["nn", "view.py:f"], "view.py:f.VIEW: unknown setting nrom; expected layer, features, norm"),
+        (["nn", "set.py:f"], 'set.py:f: expected in its file such as VIEW = {"norm": True}, found norm'),
     ],
 )
 def test_what_is_wrong_is_said_before_anything_runs(entries: list[object], message: str) -> None:
@@ -132,6 +134,8 @@ def test_what_is_wrong_is_said_before_anything_runs(entries: list[object], messa
         "bare.py": "def f(frozen): ...",
         "odd.py": 'METRICS = {"a@b": {"label": "x"}}\ndef f(frozen): ...',
         "rank.py": 'METRICS = {"knn_top1": {"label": "x"}}\ndef f(frozen): ...',
+        "view.py": 'VIEW = {"nrom": True}\nMETRICS = {"a": {"label": "x"}}\ndef f(frozen): ...',
+        "set.py": 'VIEW = "norm"\nMETRICS = {"a": {"label": "x"}}\ndef f(frozen): ...',
     }
     with pytest.raises(EntryError, match=re.escape(message)) as caught:
         read_evaluations(entries, sources)
