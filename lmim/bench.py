@@ -374,14 +374,13 @@ def sweep(workers: int, per_worker: int = 3, settings: Sequence[str] = SHORT) ->
         begun = time.time()
         seconds, again = _command(words), _command(words)
         root = Path(folder) / "trials"
-        states = [TrialFolder(root, path.name).state() for path in root.iterdir()]
-    spent = sum(state.seconds for state in states)
-    starts = sorted(state.started or math.nan for state in states)
-    ends = sorted(state.finished or math.nan for state in states)
+        times = [trial_times(TrialFolder(root, path.name)) for path in root.iterdir()]
+    spent = sum(end - start for start, end in times)
+    starts, ends = sorted(start for start, _ in times), sorted(end for _, end in times)
     return {
-        "trials": len(states),
+        "trials": len(times),
         "workers": workers,
-        "trial_seconds_mean": spent / len(states),
+        "trial_seconds_mean": spent / len(times),
         "command_seconds": seconds,
         "efficiency": spent / (workers * seconds),
         "seconds_before_first_trial": starts[0] - begun,
@@ -390,6 +389,13 @@ def sweep(workers: int, per_worker: int = 3, settings: Sequence[str] = SHORT) ->
         "gap_between_trials_seconds": spread(gaps(starts, ends, workers)),
         "command_seconds_nothing_missing": again,
     }
+
+
+def trial_times(folder: TrialFolder) -> tuple[float, float]:
+    """When a trial began, and when it had been trained and judged."""
+    state = folder.state()
+    judged = [file.stat().st_mtime for file in folder.path.glob("evaluations/*.json")]
+    return state.started or math.nan, max([state.finished or math.nan, *judged])
 
 
 def gaps(starts: Sequence[float], ends: Sequence[float], workers: int) -> list[float]:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import sys
 from concurrent.futures import Future
 from pathlib import Path
@@ -152,11 +153,15 @@ def test_a_sweep_is_timed_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[list[str]] = []
 
     def command(words: list[str]) -> float:
-        """In place of the command: two slots, four trials of ten seconds, two in between."""
+        """In place of the command: two slots, four trials of ten seconds with judging, two in between."""
         root = Path(words[words.index("--out") + 1]) / "trials"
         for number, start in enumerate((100, 100, 112, 112) if not ran else ()):
-            times = {"started": start, "finished": start + 10, "seconds": 10}
-            TrialFolder(root, str(number)).update(status="done", **times)
+            folder = TrialFolder(root, str(number))
+            folder.update(status="done", started=start, finished=start + 8)
+            judged = folder.path / "evaluations" / "nn-00000000.json"
+            judged.parent.mkdir()
+            judged.touch()
+            os.utime(judged, (start + 10, start + 10))
         ran.append(words)
         return 25.0
 
