@@ -68,6 +68,7 @@ def flops(config: Config, channels: int, classes: int) -> dict[str, Any]:
         "step": step,
         "kept": kept,
         "encode": encoding.get_total_flops() / IMAGES,
+        "seeks_every": objective.seeks_every,
         "width": width,
     }
 

@@ -35,7 +35,7 @@ class Work:
     """What a config has to do, in FLOPs that the model itself was counted for."""
 
     epoch: float
-    """One epoch of training, the watch on collapse included."""
+    """One epoch of training, the watch on collapse included, and its share of what the objective seeks."""
     evaluation: float
     """Features of all splits, neighbours, the probe's moments."""
     step: float
@@ -61,8 +61,10 @@ def _work(config: Config, flops: facts.Flops) -> Work:
     train = min(data.train, config.data.train_images or data.train)
     images = train // config.step_images * config.step_images
     watch = config.watch.images * flops.encode / config.watch.every_epochs
+    passes = (config.optim.epochs - 1) // flops.seeks_every if flops.seeks_every else 0.0
+    sought = train * flops.encode * passes / max(config.optim.epochs, 1)
     return Work(
-        epoch=images * flops.step + watch if config.optim.epochs else 0.0,
+        epoch=images * flops.step + watch + sought if config.optim.epochs else 0.0,
         evaluation=evaluation(flops, train, data.test),
         step=flops.step,
         steps=train // config.step_images + 1 / config.watch.every_epochs,

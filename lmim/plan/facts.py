@@ -72,9 +72,11 @@ class Flops(NamedTuple):
     """Channels of a feature."""
     kept: float = 0.0
     """No FLOPs: bytes that a step in float32 keeps for its backward pass, the weights aside."""
+    seeks_every: float = 0.0
+    """No FLOPs: after how many epochs, again and again, all training images are encoded; 0 is never."""
 
 
-MODEL = ("axes", "encoder.py", "objectives", "quantise.py")
+MODEL = ("axes", "encoder.py", "objectives", "quantise.py", "survey.py")
 """The code that FLOPs hang on."""
 ABSENT = Data(None, 1_281_167, 10_000, 50_000, 3, 1000)
 """A dataset that is not on this machine is priced as if it were ImageNet-1k."""

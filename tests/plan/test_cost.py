@@ -70,6 +70,26 @@ def test_an_epoch_is_the_steps_over_the_images_that_there_are() -> None:
     assert work(config(data__train_images=10**6)).epoch == work(config()).epoch
 
 
+def test_passes_that_an_objective_makes_over_the_images_are_counted() -> None:
+    """Else a baseline of equal compute would get fewer epochs than ContrastiveCrop's passes are worth."""
+
+    def cropped(alpha: float, every: int) -> Config:
+        section = {"crop_alpha": alpha, "crop_every": every}
+        tree = {"objective": "contrastive_mim", "contrastive_mim": section, "loss": {"kind": "norm_mse"}}
+        return Config.read(merge(tree, {"data.name": "digits", "optim.epochs": 8}))
+
+    def crops(alpha: float, every: int) -> cost.Work:
+        return work(cropped(alpha, every))
+
+    plain = crops(0.0, 2)
+    (flops,) = facts.flops_of([cropped(0.0, 2)])
+    one = 1213 * flops.encode
+    # after the second, the fourth and the sixth epoch; after the last nothing is trained by what is found
+    assert 8 * crops(0.1, 2).epoch == pytest.approx(8 * plain.epoch + 3 * one)
+    assert 8 * crops(0.1, 7).epoch == pytest.approx(8 * plain.epoch + one)
+    assert crops(0.1, 8).epoch == plain.epoch
+
+
 def test_models_beyond_those_that_are_counted_get_the_mean(monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise a plan of thousands of models builds each of them before it says what they cost."""
     widths = [config(encoder__width=width) for width in (32, 64, 128)]
