@@ -4,12 +4,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lmim.config import Config
+from lmim.data import open_dataset
+from lmim.data.imagefolder import IMAGENET_MEAN, IMAGENET_STD
 from lmim.errors import UserError, brief
 from lmim.objectives import Objective, Setup, build
 from lmim.plan import facts
 from lmim.train import checkpoint
 from lmim.trial.folder import TrialFolder
 from lmim.trial.store import Store
+
+FOLDERS = ("imagefolder", "videofolder")
+"""Data that are normalised as ImageNet is, whatever they are."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +26,22 @@ class LoadedTrial:
     """In evaluation mode, on the CPU; `features(images)` of normalised images is what protocols judge."""
     metrics: dict[str, float]
     """The newest of training, and those of every evaluation, by their full names."""
+
+    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and deviation that the encoder's images are normalised by.
+
+        Of data that are not here they are ImageNet's, which folders of images and others' weights have.
+
+        Raises:
+            UserError: the data are not here, and are neither.
+        """
+        try:
+            data = open_dataset(self.config.data, self.config.sources)
+        except UserError:
+            if not self.config.imported and self.config.data.name not in FOLDERS:
+                raise
+            return IMAGENET_MEAN, IMAGENET_STD
+        return data.mean, data.std
 
 
 def trial_at(place: str) -> TrialFolder:

@@ -13,7 +13,10 @@ import lmim
 from lmim.config import Config
 from lmim.data import open_dataset
 from lmim.data.augment import normalise
+from lmim.data.imagefolder import IMAGENET_MEAN, IMAGENET_STD
 from lmim.errors import UserError
+from lmim.loading import LoadedTrial
+from lmim.objectives import Setup, build
 from lmim.train.loop import train
 from lmim.trial.evaluation import read_evaluations
 from lmim.trial.folder import TrialFolder
@@ -75,3 +78,18 @@ def test_the_front_door_is_light_and_says_what_it_gives() -> None:
         "assert callable(lmim.analysis.load) and not {'torch', 'pandas', 'mlflow', 'ray'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_statistics_of_data_that_are_gone_are_not_guessed(tmp_path: Path) -> None:
+    """An exported model would be shown images of other brightness than it was trained on."""
+
+    def statistics(name: str, **more: str) -> object:
+        data = {"name": name, "path": str(tmp_path / "none"), "image_size": 32}
+        tree = {"objective": "raw_pixels", "data": data, **more}
+        config = Config.read(tree)
+        return LoadedTrial(config, build(config, Setup(32, 3, 10)), {}).statistics()
+
+    ours = (IMAGENET_MEAN, IMAGENET_STD)
+    assert statistics("imagefolder") == statistics("cifar10", imported="theirs.pth") == ours
+    with pytest.raises(UserError, match="none"):
+        statistics("cifar10")

@@ -26,7 +26,7 @@ from lmim.data import Dataset, open_dataset
 from lmim.data.imagefolder import IMAGENET_MEAN, IMAGENET_STD
 from lmim.errors import UserError, brief, cause, nearest, show
 from lmim.evaluate import Trained, image_features, judge, patch_features
-from lmim.loading import LoadedTrial, load_trial, trial_at
+from lmim.loading import load_trial, trial_at
 from lmim.plan.located_yaml import parse_yaml
 from lmim.plan.record import Other, Record, kept
 from lmim.plan.settings import expectation
@@ -301,19 +301,7 @@ def _open(options: argparse.Namespace, beside: Config | None) -> Judgeable:
         itself = Trained(trial.encoder, trial.config, trial_at(options.encoder).path, lambda: False)
         depth = _depth(trial.config)
         return Judgeable(trial.encoder, seen, trial.config.sources, trained=itself, depth=depth)
-    return Judgeable(trial.encoder, data, sources, _statistics(trial), depth=_depth(trial.config))
-
-
-def _statistics(trial: LoadedTrial) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Of a trial's data; of others' weights whose data are not here ImageNet's, as of their checkpoint."""
-    try:
-        data = open_dataset(trial.config.data, trial.config.sources)
-    except UserError:
-        encoder: Any = trial.encoder
-        if trial.config.imported and encoder.setup.channels == 3:
-            return IMAGENET
-        raise
-    return data.mean, data.std
+    return Judgeable(trial.encoder, data, sources, trial.statistics(), depth=_depth(trial.config))
 
 
 def _depth(config: Config) -> int | None:

@@ -10,8 +10,6 @@ from timm.models import save_for_hf
 
 from lmim import variants
 from lmim.config import Config
-from lmim.data import open_dataset
-from lmim.data.imagefolder import IMAGENET_MEAN, IMAGENET_STD
 from lmim.errors import UserError
 from lmim.evaluate.fewshot import interval
 from lmim.interop.timm_models import ARCHITECTURE, timm_arguments, to_timm
@@ -32,7 +30,7 @@ def export(folder: Path, out: Path, card: bool = False, tracking_uri: str | None
         raise UserError(f"{out}: is there already; export to a folder that is not")
     trial = load_trial(folder)
     model, arguments = to_timm(trial.encoder), timm_arguments(trial.encoder)
-    mean, std = statistics(trial.config, arguments["in_chans"])
+    mean, std = trial.statistics()
     side = arguments["img_size"]
     data = {
         "input_size": [arguments["in_chans"], side, side],
@@ -56,21 +54,6 @@ def export(folder: Path, out: Path, card: bool = False, tracking_uri: str | None
         if card:
             described(folder, trial, tracking_uri).save(place / "README.md")
         place.replace(out)
-
-
-def statistics(config: Config, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation that the encoder's images were normalised by; ImageNet's where the data are gone.
-
-    Raises:
-        UserError: the data are not here, and are not of three channels.
-    """
-    try:
-        data = open_dataset(config.data, config.sources)
-    except UserError:
-        if channels != 3:
-            raise
-        return IMAGENET_MEAN, IMAGENET_STD
-    return data.mean, data.std
 
 
 def described(folder: Path, trial: LoadedTrial, tracking_uri: str | None) -> ModelCard:
