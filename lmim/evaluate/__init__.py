@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
+from inspect import signature
 from typing import Any, cast
 
 import torch
@@ -69,7 +70,9 @@ def image_features(
 def patch_features(
     objective: Any, images: Float[Tensor, "b c h w"], *, features: str = "own", **view: Any
 ) -> Float[Tensor, "b n d"]:
-    """The same for each patch, where `features` changes nothing."""
+    """The same for each patch, where `features` changes nothing; what takes no `norm` has none."""
+    if "norm" not in signature(objective.patch_features).parameters:
+        view.pop("norm", None)
     return _layers(objective.patch_features, images, **view)
 
 

@@ -16,7 +16,7 @@ from lmim.config import Config, merge
 from lmim.data import Dataset
 from lmim.data.augment import WHOLE
 from lmim.encoder import Encoder
-from lmim.evaluate import Judged, features, image_features, judge
+from lmim.evaluate import Judged, features, image_features, judge, patch_features
 from lmim.evaluate.features import sampled
 from lmim.evaluate.knn import Neighbours
 from lmim.evaluate.linear import linear_top1
@@ -251,6 +251,18 @@ def test_a_protocol_has_a_view_of_its_own_unless_told_otherwise() -> None:
     assert usual.identity("0" * 8, "") != other.identity("0" * 8, "")
     assert read_evaluations([{"video": {"norm": True, "side": 480}}]) == (usual,)
     assert next(iter(other.metrics.values())).name == "eval/video_jf.norm-false"
+
+
+def test_an_objective_without_a_norm_is_seen_as_it_is() -> None:
+    """`video`, which asks for it unless told otherwise, would end in a TypeError of the user's own code."""
+
+    class Own:
+        def patch_features(self, images: Tensor) -> Tensor:
+            return patchify(images, 2)
+
+    pictures = torch.randn(3, 1, 8, 8)
+    assert torch.equal(patch_features(Own(), pictures, norm=True), patchify(pictures, 2))
+    assert image_features(Own(), pictures, norm=True).shape == (3, 4)
 
 
 def test_what_reads_no_features_of_the_trials_images_has_none_made() -> None:
