@@ -127,7 +127,7 @@ def reconstruction(axes: Sequence[Axes], data: Arrays, number: int = 0) -> None:
 
 def propagation(axes: Sequence[Axes], data: Arrays, number: int = 0) -> None:
     """On two rows of an axis for each frame: the true masks, and those carried on from the first frame's."""
-    frames, times = data["frames"][number], data["times"]
+    frames, times = data["frames"][number], data["times"][number]
     count = int(max(data["truth"][number][0].max(), 1)) + 1
     for row, (name, said) in enumerate((("truth", "true"), ("found", "carried"))):
         for place, (frame, mask) in enumerate(zip(frames, data[name][number], strict=True)):

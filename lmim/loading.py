@@ -13,7 +13,7 @@ from lmim.train import checkpoint
 from lmim.trial.folder import TrialFolder
 from lmim.trial.store import Store
 
-FOLDERS = ("imagefolder", "videofolder")
+FOLDERS = ("davisfolder", "imagefolder", "maskfolder", "videofolder")
 """Data that are normalised as ImageNet is, whatever they are."""
 
 

@@ -139,6 +139,12 @@ def _judged(
     objective = run.objective.eval()
     logits = getattr(objective, "logits", None)
     done = [result for result in folder.results() if not result.error]
+    for result in done:
+        if result.metrics.keys() != {metric.name for metric in result.evaluation.metrics.values()}:
+            why = (
+                f"{result.protocol}: its settings are those of another today: a neutral value is another one"
+            )
+            yield Difference(why, result.metrics)
     for sample in (True, False):  # what was migrated has no figures of a sample, and is judged whole
         some = [result for result in done if bool(result.sample) == sample]
         evaluations = [result.evaluation for result in some]
@@ -146,7 +152,8 @@ def _judged(
         encode, patches = (partial(view, objective) for view in (image_features, patch_features))
         trained = Trained(objective, config, folder.path, lambda: False)
         now = judge(encode, *where, evaluations, run.device, logits, patches, sample, trained)
-        for result, (_, found) in zip(some, now, strict=True):
+        for evaluation, found in now:  # those of one view are judged together, whatever their order
+            result = some[evaluations.index(evaluation)]
             if found.error:
                 yield Difference(found.error, result.metrics)
             before = result.sample or result.metrics

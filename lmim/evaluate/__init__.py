@@ -5,6 +5,7 @@ Its file may say what it NEEDS besides, its own VIEW of the encoder, that it rea
 own images, and of how many SECONDS it is priced: `lmim/trial/evaluation.py`.
 """
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -56,10 +57,14 @@ def image_features(
     objective: Any, images: Float[Tensor, "b c s s"], *, features: str = "own", **view: Any
 ) -> Float[Tensor, "b d"]:
     """What an objective's encoder makes of whole images, seen as the settings of every protocol say."""
-    if features == "own" and not view.get("norm"):
-        return _layers(objective.features, images, **view)
+    if features == "own" and view.pop("norm", False):
+        if getattr(objective, "pool", "") == "cls":
+            return _layers(objective.tokens, images, norm=True, **view)[:, 0]
+        patches = _normed(objective, images, **view)
+        if patches is not None:
+            return patches.mean(dim=1)
     if features == "own":
-        features = "cls" if getattr(objective, "pool", "") == "cls" else "patch_mean"
+        return _layers(objective.features, images, **view)
     if features == "patch_mean":
         return patch_features(objective, images, **view).mean(dim=1)
     tokens = _layers(objective.tokens, images, **view)
@@ -68,12 +73,26 @@ def image_features(
 
 
 def patch_features(
-    objective: Any, images: Float[Tensor, "b c h w"], *, features: str = "own", **view: Any
+    objective: Any,
+    images: Float[Tensor, "b c h w"],
+    *,
+    features: str = "own",
+    norm: bool = False,
+    **view: Any,
 ) -> Float[Tensor, "b n d"]:
-    """The same for each patch, where `features` changes nothing; what takes no `norm` has none."""
-    if "norm" not in signature(objective.patch_features).parameters:
-        view.pop("norm", None)
-    return _layers(objective.patch_features, images, **view)
+    """The same for each patch, where `features` changes nothing; what has no norm is seen as it is."""
+    found = _normed(objective, images, **view) if norm else None
+    return _layers(objective.patch_features, images, **view) if found is None else found
+
+
+def _normed(objective: Any, images: Float[Tensor, "b c h w"], **view: Any) -> Float[Tensor, "b n d"] | None:
+    """Each patch after the final norm; None of what has none, such as pixels."""
+    if "norm" in signature(objective.patch_features).parameters:
+        return _layers(objective.patch_features, images, norm=True, **view)
+    with contextlib.suppress(NotImplementedError):
+        if hasattr(objective, "tokens"):
+            return _layers(objective.tokens, images, norm=True, **view)[:, 1:]
+    return None
 
 
 def _layers(encode: View, images: Float[Tensor, "b c h w"], *, layer: Any = 0, **norm: Any) -> Tensor:
@@ -137,9 +156,11 @@ def _judge(
     full = ""
     needed = logits if any("logits" in one.needs for one in evaluations) else None
     splits = [one.split for one in evaluations]
-    if few or not any(one.reads_features for one in evaluations):
-        model = replace(model, dataset=sampled(model.dataset, splits))
-    frozen = freeze(model, splits, needed)
+    some = replace(model, dataset=sampled(model.dataset, splits))
+    if few:
+        model = some
+    frozen = freeze(model if any(one.reads_features for one in evaluations) else some, splits, needed)
+    frozen = {split: replace(one, model=model) for split, one in frozen.items()}
     finite = {split: one.finite() for split, one in frozen.items()}
     samples = {split: one.sample() for split, one in frozen.items()}
     for one in evaluations:
@@ -152,8 +173,8 @@ def _judge(
         found: tuple[dict[str, float], dict[str, float]] = {}, {}
         try:
             there, own = _opened(one, model.side, opened), _own_folder(one, trained)
-            some, whole = (replace(kind[one.split], opened=there, trained=own) for kind in (samples, frozen))
-            sample = _figures(one, some)
+            part, whole = (replace(kind[one.split], opened=there, trained=own) for kind in (samples, frozen))
+            sample = _figures(one, part)
             found = sample if few else _figures(one, whole), sample
         except Exception as error:  # noqa: BLE001  a protocol may be the user's own: what it raises is recorded
             told = f"{one.protocol}: {cause(error)}{variants.place_of(error, one.sources)}"

@@ -82,14 +82,17 @@ class Model:
 
     def normalised(
         self, images: UInt8[Tensor, "b c h w"], boxes: Float[Tensor, "b 4"], size: Size | None = None
-    ) -> Float[Tensor, "b c s t"]:
+    ) -> Float[Tensor, "b d s t"]:
         """Images as a split's `read` gives them, as the encoder expects them, on the device.
 
-        They are as large as it was trained on, unless a size is given.
+        They are as large as it was trained on, unless a size is given. Grey ones are grey in its colours.
         """
         mean, std = (torch.tensor(part, device=self.device) for part in (self.dataset.mean, self.dataset.std))
         images, boxes = (part.to(self.device, non_blocking=True) for part in (images, boxes))
-        return normalise(crop(images, boxes, size or self.side), mean, std)
+        pixels = crop(images, boxes, size or self.side)
+        if pixels.shape[1] == 1:
+            pixels = pixels.expand(-1, len(mean), -1, -1)
+        return normalise(pixels, mean, std)
 
     def read(self, split: Split) -> Iterator[tuple[UInt8[Tensor, "b c h w"], Float[Tensor, "b 4"]]]:
         """A split's images and the boxes that are judged, not augmented, `BATCH` at once, on the host."""

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from typing import Literal, cast
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from lmim.data import Dataset
 from lmim.data.augment import WHOLE, crop
 from lmim.data.splits import MaskedClips
+from lmim.errors import UserError, brief
 from lmim.evaluate import davis
 from lmim.evaluate.features import Frozen, Model
 from lmim.evaluate.propagation import (
@@ -61,8 +62,8 @@ def video(
     `data` are clips with masks, which lie in the folder `path` if they lie on disk. `recipe` is whose way of
     carrying labels: `dino`, or `videowalk`, which CropMAE and its like report; figures of one say nothing
     beside the other's. `clips` is how many are judged at most, evenly spread over the split. `side` is how
-    many pixels a frame's shorter side has at most, the longer one following by the recipe; 0 squeezes frames
-    to the encoder's square.
+    many pixels a frame's shorter side has at most, the longer one following by the recipe (0: frames are
+    squeezed to the encoder's square, as one must be that sees images of one size alone).
     """
     regions, boundaries = [], []
     count = min(clips, FEW) if frozen.few else clips
@@ -82,12 +83,17 @@ def video(
 class Followed:
     """One clip, its true masks, and those that were carried through it."""
 
-    frames: Float[Tensor, "f c s t"]
-    """Pixels, 0..1."""
+    images: UInt8[Tensor, "f c y x"]
+    boxes: Float[Tensor, "f 4"]
+    size: tuple[int, int]
     truth: UInt8[Tensor, "f h w"]
     """As large as it lies on disk."""
     found: UInt8[Tensor, "f h w"]
     """The first is given."""
+
+    def frames(self, times: Int[Tensor, " k"]) -> Float[Tensor, "k c s t"]:
+        """Some frames as large as they are seen, in 0..1."""
+        return crop(self.images[times], self.boxes[times], self.size)
 
 
 def predicted(
@@ -96,8 +102,8 @@ def predicted(
     """The clips of a split, at most so many, each with the masks that are propagated: for figures, too."""
     how, source = RECIPES[recipe], cast(MaskedClips, getattr(data, split))
     square = model.side, model.side
-    grid = math.isqrt(model.patches(torch.zeros(1, data.channels, *square, device=model.device)).shape[1])
-    patch = model.side // grid
+    blank = torch.zeros(1, model.dataset.channels, *square, device=model.device)
+    patch = model.side // math.isqrt(model.patches(blank).shape[1])
     for number in torch.linspace(0, len(source) - 1, min(clips, len(source))).long():
         truth = source.read_whole_masks(int(number))
         times = torch.arange(len(truth))[None]
@@ -105,15 +111,32 @@ def predicted(
         large = truth.shape[1], truth.shape[2]
         size = frame_size(large, side, patch, how) if side else square
         [frames], [seen] = source.read_clips(number[None], size if side else model.side, boxes, times)
-        at_once = max(1, PIXELS // math.prod(size))
-        parts = zip(torch.split(frames, at_once), torch.split(seen, at_once), strict=True)
-        features = torch.cat([model.patches(model.normalised(*part, size)) for part in parts])
-        truth, patches = truth.to(features.device), features.shape[1]
-        if patches * patch**2 != math.prod(size):
-            raise ValueError(
-                f"video needs a grid of square patches, found {patches} of {size[0]} x {size[1]} px"
-            )
+        truth = truth.to(model.device)
         first = first_labels(truth[0], davis.objects_of(truth[0]), size, patch, how)
-        soft = propagate(features, first, how)
+        soft = propagate(_patches(model, frames, seen, size, patch), first, how)
         found = torch.stack([truth[0], *(hard_labels(one, patch, large, how) for one in soft)])
-        yield Followed(crop(frames, seen, size), truth, found)
+        yield Followed(frames, seen, size, truth, found)
+
+
+def _patches(
+    model: Model,
+    frames: UInt8[Tensor, "f c h w"],
+    boxes: Float[Tensor, "f 4"],
+    size: tuple[int, int],
+    patch: int,
+) -> Iterator[Float[Tensor, "n d"]]:
+    """The features of each frame's patches, of a few frames at once."""
+    at_once = max(1, PIXELS // math.prod(size))
+    for part in zip(torch.split(frames, at_once), torch.split(boxes, at_once), strict=True):
+        try:
+            features = model.patches(model.normalised(*part, size))
+        except (AssertionError, UserError, ValueError) as error:
+            raise ValueError(
+                f"the encoder sees no frames of {size[0]} x {size[1]} px ({brief(error)}); "
+                "side: 0 squeezes them to its square"
+            ) from error
+        if features.shape[1] * patch**2 != math.prod(size):
+            raise ValueError(
+                f"video needs a grid of square patches, found {features.shape[1]} of {size[0]} x {size[1]} px"
+            )
+        yield from features

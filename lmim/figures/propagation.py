@@ -33,23 +33,24 @@ def propagation(
     They lie in the folder `path`, if they lie on disk.
 
     Returns:
-        `frames` [n, f, c, s, t] in 0..1, `truth` and `found` [n, f, s, t]; `times` [f], from 0.
+        `frames` [n, f, c, s, t] in 0..1, `truth` and `found` [n, f, s, t]; `times` [n, f], from 0.
     """
     opened = trial.open(data, path)
     if opened.frames < 2 or not opened.masks:
         raise Lacking(f"{opened.name} has no clips with masks")
-    times = torch.linspace(0, opened.frames - 1, min(frames, opened.frames)).round().long()
     model = replace(trial.model, patches=partial(trial.model.patches, **VIEW))
-    shown: dict[str, list[Tensor]] = {"frames": [], "truth": [], "found": []}
+    shown: dict[str, list[Tensor]] = {"frames": [], "truth": [], "found": [], "times": []}
     size: tuple[int, int] | None = None
     for one in predicted(model, opened, "test", recipe, clips):
-        size = size or _shown(one.frames.shape[2:])
-        seen = F.interpolate(one.frames[times], size, mode="bilinear", antialias=True)
-        shown["frames"].append(seen.clamp(0, 1))
-        for name in ("truth", "found"):
-            masks = getattr(one, name)[times][None].float()
-            shown[name].append(F.interpolate(masks, size, mode="nearest-exact")[0].byte())
-    return {name: array(torch.stack(each).cpu()) for name, each in shown.items()} | {"times": array(times)}
+        times = torch.linspace(0, len(one.truth) - 1, min(frames, opened.frames)).round().long()
+        seen = one.frames(times)
+        size = size or _shown(seen.shape[2:])
+        seen = F.interpolate(seen, size, mode="bilinear", antialias=True).clamp(0, 1)
+        parts = [one.truth.cpu()[times], one.found.cpu()[times]]
+        masks = [F.interpolate(part[None].float(), size, mode="nearest-exact")[0].byte() for part in parts]
+        for name, part in zip(shown, (seen, *masks, times), strict=True):
+            shown[name].append(part)
+    return {name: array(torch.stack(each)) for name, each in shown.items()}
 
 
 def _shown(size: tuple[int, ...]) -> tuple[int, int]:

@@ -76,6 +76,7 @@ class TimmEncoder(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model: Any = model
+        self.pool = "cls" if getattr(model, "global_pool", "") == "token" else "mean"
         looks = getattr(model, "forward_intermediates", None)
         by_token = looks is not None and "return_prefix_tokens" in signature(looks).parameters
         self.blocks = len(getattr(model, "blocks", ())) if by_token else 0

@@ -160,14 +160,12 @@ class Objective(nn.Module):
             "blocks": [(r"(?:.*\.)?encoder\.blocks\.(\d+)", None)],
         }
 
-    def patch_features(
-        self, images: Float[Tensor, "b c h w"], layer: int = 0, norm: bool = False
-    ) -> Float[Tensor, "b n d"]:
+    def patch_features(self, images: Float[Tensor, "b c h w"], layer: int = 0) -> Float[Tensor, "b n d"]:
         """Frozen features of whole images, one for each patch, after this block.
 
-        0 is after the last, -1 after the one before it. `norm`: after the final norm, if there is one.
+        0 is after the last, -1 after the one before it.
         """
-        return self.tokens(images, layer, norm)[:, 1:]
+        return self.tokens(images, layer)[:, 1:]
 
     def features(self, images: Float[Tensor, "b c s s"], layer: int = 0) -> Float[Tensor, "b d"]:
         """The evaluation feature: the mean of the patches' unless the objective has a better one."""

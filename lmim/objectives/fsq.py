@@ -51,12 +51,7 @@ class Fsq(Objective):
         with in_float32(patches):
             return {"loss": F.mse_loss(decoded.float(), patches.float())}
 
-    def patch_features(
-        self, images: Float[Tensor, "b c h w"], layer: int = 0, norm: bool = False
-    ) -> Float[Tensor, "b n d"]:
-        """The encoder's last hidden layer, which the code is a few numbers of.
-
-        It has no other, and no norm.
-        """
+    def patch_features(self, images: Float[Tensor, "b c h w"], layer: int = 0) -> Float[Tensor, "b n d"]:
+        """The encoder's last hidden layer, which the code is a few numbers of; it has no others."""
         features: Tensor = self.autoencoder.trunk(patchify(images, self.patch_size))
         return features

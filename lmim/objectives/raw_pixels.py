@@ -16,10 +16,8 @@ class RawPixels(Objective):
         super().__init__()
         self.patch_size = encoder.patch_size
 
-    def patch_features(
-        self, images: Float[Tensor, "b c h w"], layer: int = 0, norm: bool = False
-    ) -> Float[Tensor, "b n p"]:
-        """The pixels of each patch, whatever the layer; there is no norm."""
+    def patch_features(self, images: Float[Tensor, "b c h w"], layer: int = 0) -> Float[Tensor, "b n p"]:
+        """The pixels of each patch, whatever the layer."""
         return patchify(images, self.patch_size)
 
     def features(self, images: Float[Tensor, "b c s s"], layer: int = 0) -> Float[Tensor, "b d"]:

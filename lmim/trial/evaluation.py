@@ -118,7 +118,8 @@ class Evaluation:
         """The settings that are not neutral, but for where data lie, as the version names them."""
         neutral = settings_of(self.protocol, self.sources)
         moved = {PATH} if DATA in neutral else set()
-        return {k: v for k, v in self.settings.items() if k not in moved and v != neutral[k].neutral}
+        given = {key: one.neutral for key, one in EVERY.items()} | self.settings
+        return {k: v for k, v in given.items() if k not in moved and v != neutral[k].neutral}
 
     @property
     def metrics(self) -> dict[str, Metric]:
@@ -147,13 +148,14 @@ class Evaluation:
     def reads_features(self) -> bool:
         """Whether it reads the features of the trial's own images: unless its file says FEATURES = False."""
         constants = variants.describe("evaluate", self.protocol, self.sources).constants
-        return bool(constants.get("FEATURES", True))
+        return constants.get("FEATURES", True) is not False
 
     @property
     def methods(self) -> tuple[str, ...]:
         """The methods that an objective must have."""
-        asked = self.view.keys() & self.changed.keys()
-        tokens = ("tokens",) if asked & {"features", "norm"} else ()
+        # what has no norm is seen without it by a protocol that sees all others after it
+        asked = "features" in self.view or "norm" in self.view.keys() & self.changed.keys()
+        tokens = ("tokens",) if asked else ()
         return (*(need for need in self.needs if need not in OF_DATA), *tokens)
 
     @property

@@ -117,7 +117,7 @@ def test_a_strip_has_the_truth_above_what_was_carried() -> None:
         "frames": np.zeros((1, 2, 1, 8, 8)),
         "truth": truth[None],
         "found": found[None],
-        "times": np.array([0, 7]),
+        "times": np.array([[0, 7]]),
     }
     axes = panels(4)
     pictures.propagation(axes, data)

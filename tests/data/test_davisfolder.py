@@ -93,12 +93,12 @@ def test_frames_are_seen_as_large_as_asked_and_as_oblong(tmp_path: Path) -> None
     seen = replace(model(dataset=data, side=SIDE), patches=shows)
     given = replace(frozen(nothing(2), nothing(2), 1), model=seen, opened=data)
     one = next(predicted(seen, data, "test"))
-    assert (one.frames.shape, one.found.shape) == ((6, 3, 32, 64), (6, 32, 64))
+    assert (one.frames(torch.arange(6)).shape, one.found.shape) == ((6, 3, 32, 64), (6, 32, 64))
     small = next(predicted(seen, data, "test", side=16))
-    assert (small.frames.shape, small.found.shape) == ((6, 3, 16, 32), (6, 32, 64))
+    assert (small.frames(torch.arange(6)).shape, small.found.shape) == ((6, 3, 16, 32), (6, 32, 64))
     assert video(given)["video_j"] > video(given, side=0)["video_j"]
     walked = next(predicted(seen, data, "test", "videowalk"))
-    assert walked.frames.shape == (6, 3, 32, 56)  # 880 / 480 of 32, in whole patches
+    assert walked.frames(torch.arange(6)).shape == (6, 3, 32, 56)  # 880 / 480 of 32, in whole patches
     assert video(given, recipe="videowalk")["video_j"] > 80
 
 

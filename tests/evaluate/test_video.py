@@ -1,6 +1,7 @@
 """Video-object segmentation: what moves is followed where features tell it apart."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from torch import Tensor
 from lmim.axes.mask import patchify
 from lmim.data import Dataset
 from lmim.data.splits import ArrayClips
+from lmim.evaluate import judge
 from lmim.evaluate.features import Frozen
 from lmim.evaluate.video import predicted, video
 from lmim.plan.sweep_file import with_data
@@ -53,6 +55,49 @@ def test_an_encoder_that_sees_nothing_follows_nothing() -> None:
     """A protocol that scored the given frame would praise every encoder."""
     blind = video(given(lambda images: torch.ones(len(images), 36, 2)))
     assert blind["video_jf"] < 20
+
+
+def test_features_are_those_after_the_final_norm() -> None:
+    """Figures before it would stand under DINO's name."""
+    views: list[dict[str, Any]] = []
+
+    def patches(images: Tensor, **view: Any) -> Tensor:
+        views.append(view)
+        return shows(images)
+
+    def whole(images: Tensor, **view: Any) -> Tensor:
+        return images.flatten(1)
+
+    evaluations = read_evaluations([{"video": {"clips": 1}}, {"video": {"clips": 1, "norm": False}}])
+    assert {found.error for _, found in judge(whole, squares(), 24, evaluations, patches=patches)} == {""}
+    assert {*map(str, views)} == {"{'norm': True}", "{}"}
+
+
+def test_grey_clips_are_seen_by_an_encoder_of_colours() -> None:
+    """Any RGB encoder would be refused the clips that come with the package."""
+    colours = replace(squares(), channels=3, mean=(0.0,) * 3, std=(1.0,) * 3)
+
+    def patches(images: Tensor) -> Tensor:
+        assert images.shape[1] == 3
+        return shows(images[:, :1])
+
+    seen = replace(model(dataset=colours, side=24), patches=patches)
+    assert video(replace(given(), model=seen)) == {"video_jf": 100, "video_j": 100, "video_f": 100}
+
+
+def test_an_encoder_of_one_size_is_told_of_the_square() -> None:
+    """Its trial would end in timm's words, and nobody know that it can be judged."""
+
+    def patches(images: Tensor) -> Tensor:
+        assert images.shape[2] == 24, "Input height doesn't match model"
+        return shows(images)
+
+    small = squares()
+    seen = replace(model(dataset=small, side=24), patches=patches)
+    frozen_one = replace(given(), model=seen)
+    with pytest.raises(ValueError, match=r"no frames of 12 x 12 px .*Input height.*side: 0 squeezes"):
+        video(frozen_one, side=12)
+    assert video(frozen_one, side=0)["video_j"] == 100
 
 
 def test_the_first_mask_is_given_and_the_last_is_not_scored() -> None:

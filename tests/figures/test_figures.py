@@ -121,8 +121,17 @@ def test_a_query_is_not_its_own_neighbour(latent: Subject) -> None:
 
 def test_masks_are_carried_along(latent: Subject) -> None:
     """Frames and masks of different times would blame the encoder."""
-    found = propagation(planted(latent, squares(), 24), clips=2, frames=3, data="")
-    assert found["times"].tolist() == [0, 2, 4]
+    subject, views = planted(latent, squares(), 24), []
+
+    def patches(images: Tensor, **view: Any) -> Tensor:
+        views.append(view)
+        return shows(images)
+
+    subject = replace(subject, model=replace(subject.model, patches=patches))
+    found = propagation(subject, clips=2, frames=3, data="")
+    assert views
+    assert all(view == {"norm": True} for view in views), "as `video` sees them"
+    assert found["times"].tolist() == [[0, 2, 4], [0, 2, 4]]
     assert found["frames"].shape == (2, 3, 1, 24, 24)
     assert (found["truth"] == found["found"]).all(), "this encoder knows what it sees"
     level = found["frames"][:, :, 0].astype(np.float32)
