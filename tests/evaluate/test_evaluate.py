@@ -263,8 +263,14 @@ def test_an_objective_without_a_norm_is_seen_as_it_is() -> None:
         def features(self, images: Tensor) -> Tensor:
             return images.flatten(1)
 
+    class Normed(Own):
+        def tokens(self, images: Tensor, layer: int = 0, norm: bool = False) -> Tensor:
+            return torch.full((len(images), 17, 4), float(norm))
+
     pictures = torch.randn(3, 1, 8, 8)
     assert torch.equal(patch_features(Own(), pictures, norm=True), patchify(pictures, 2))
+    assert torch.equal(patch_features(Normed(), pictures, norm=True), torch.ones(3, 16, 4))
+    assert torch.equal(image_features(Normed(), pictures, norm=True), torch.ones(3, 4))
     assert torch.equal(image_features(Own(), pictures, norm=True), pictures.flatten(1))
 
 
@@ -280,11 +286,11 @@ def test_what_reads_no_features_of_the_trials_images_has_none_made() -> None:
 FEATURES = False
 METRICS = {"one": {"label": "one"}}
 def f(frozen):
-    return {"one": 1.0}
+    return {"one": len(frozen.images)}
 """
     entries = read_evaluations(["m.py:f"], {"m.py": source})
     [found] = judged_by(counted, dataset(images(5000, 0), images(3000, 1)), 4, entries)
-    assert found.metrics == {"eval/one": 1}
+    assert found.metrics == {"eval/one": 3000}, "the data themselves are whole"
     assert sum(seen) < 2000
     [own] = read_evaluations(["video"])
     assert not own.reads_features

@@ -143,6 +143,18 @@ def test_what_is_wrong_is_said_before_anything_runs(entries: list[object], messa
     assert "\n" not in str(caught.value)
 
 
+def test_a_view_that_only_some_objectives_have_is_asked_of_those_alone() -> None:
+    """A protocol that looks at class tokens would fail every trial of pixels; one after the norm would miss
+    the baseline that has none."""
+    source = 'METRICS = {"a": {"label": "x"}}\ndef f(frozen): ...\nVIEW = '
+    cls, norm = (
+        read_evaluations(["m.py:f"], {"m.py": source + view})[0]
+        for view in ('{"features": "cls"}', '{"norm": True}')
+    )
+    assert (cls.methods, norm.methods) == (("tokens",), ())
+    assert one({"nn": {"norm": True}}).methods == ("tokens",)
+
+
 def test_a_metric_of_the_trainers_is_not_taken() -> None:
     """A trial would count as collapsed by the figure of a protocol."""
     source = 'METRICS = {"rank_ratio": {"label": "x"}}\ndef f(frozen): ...'
