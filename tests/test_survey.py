@@ -62,6 +62,7 @@ def test_what_is_counted_is_what_a_step_computes(change: dict[str, Any]) -> None
         "step": counter.get_total_flops() / 8,
         "encode": encoding.get_total_flops() / 8,
         "width": features.shape[1],
+        "seeks_every": 0,
     }
 
 
@@ -71,7 +72,7 @@ def test_what_learns_nothing_has_no_steps() -> None:
     assert random["step"] == 0
     assert random["encode"] == survey.flops(config(), 1, 10)["encode"] > 0
     pixels = survey.flops(Config.read({"objective": "raw_pixels", "data": {"name": "digits"}}), 1, 10)
-    assert pixels == {"step": 0, "kept": 0, "encode": 0, "width": 400}
+    assert pixels == {"step": 0, "kept": 0, "encode": 0, "width": 400, "seeks_every": 0}
 
 
 def test_a_question_that_fails_leaves_the_others_answered() -> None:
