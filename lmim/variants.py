@@ -78,6 +78,10 @@ PLACES = {
 }
 
 
+LITERALS = frozenset({"FEATURES", "NEEDS", "SECONDS", "VIEW"})
+"""What a protocol's or a figure's file says of itself, METRICS aside."""
+
+
 @dataclass(frozen=True)
 class Setting:
     """One setting of a variant: its type, as pydantic reads it, and its neutral value."""
@@ -294,7 +298,13 @@ def _describe(source: str, name: str, place: Place, file: str) -> Variant:
                 raise ValueError(f"{file}:{one.lineno}: {one.arg}: {unbound[0]} is not imported there{hint}")
             settings[one.arg] = _setting(one, default, file, _texts(found, tree, defined))
     meaning = (ast.get_docstring(found) or "").partition("\n")[0]
-    return Variant(meaning, settings, reads, _constants(tree), methods)
+    constants, computed = _constants(tree)
+    if place in (PLACES["evaluate"], PLACES["figure"]) and (wrong := LITERALS & computed.keys()):
+        first = min(wrong, key=lambda name: computed[name])
+        raise ValueError(
+            f"{file}:{computed[first]}: {first}: expected a literal, which is read without running it"
+        )
+    return Variant(meaning, settings, reads, constants, methods)
 
 
 def _texts(node: ast.stmt, tree: ast.Module, defined: Mapping[str, ast.stmt]) -> list[str]:
@@ -367,8 +377,9 @@ def _setting(one: ast.arg, default: ast.expr, file: str, texts: Sequence[str]) -
         ) from None
 
 
-def _constants(tree: ast.Module) -> dict[str, Any]:
-    found = {}
+def _constants(tree: ast.Module) -> tuple[dict[str, Any], dict[str, int]]:
+    """The module's literals in capitals, and the lines of the other names in capitals."""
+    found, computed = {}, {}
     for node in tree.body:
         target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
         value = getattr(node, "value", None)
@@ -376,8 +387,8 @@ def _constants(tree: ast.Module) -> dict[str, Any]:
             try:
                 found[target.id] = ast.literal_eval(value)
             except ValueError:
-                continue
-    return found
+                computed[target.id] = node.lineno
+    return found, computed
 
 
 @functools.cache

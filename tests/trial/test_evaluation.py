@@ -123,6 +123,7 @@ def test_metrics_are_named_by_what_is_not_neutral(entry: object, split: Any, met
         (["nn", "bare.py:f"], 'bare.py:f: expected in its file a literal such as METRICS = {"gap": {"label"'),
         (["nn", "odd.py:f"], "odd.py:f: expected in its file a literal such as METRICS ="),
         (["knn", "rank.py:f"], "found eval/knn_top1, which is that of knn"),
+        (["nn", "made.py:f"], "made.py:1: VIEW: expected a literal, which is read without running it"),
         (["nn", "view.py:f"], "view.py:f.VIEW: unknown setting nrom; expected layer, features, norm"),
         (["nn", "set.py:f"], 'set.py:f: expected in its file such as VIEW = {"norm": True}, found norm'),
     ],
@@ -134,6 +135,7 @@ def test_what_is_wrong_is_said_before_anything_runs(entries: list[object], messa
         "bare.py": "def f(frozen): ...",
         "odd.py": 'METRICS = {"a@b": {"label": "x"}}\ndef f(frozen): ...',
         "rank.py": 'METRICS = {"knn_top1": {"label": "x"}}\ndef f(frozen): ...',
+        "made.py": 'VIEW = dict(norm=True)\nMETRICS = {"a": {"label": "x"}}\ndef f(frozen): ...',
         "view.py": 'VIEW = {"nrom": True}\nMETRICS = {"a": {"label": "x"}}\ndef f(frozen): ...',
         "set.py": 'VIEW = "norm"\nMETRICS = {"a": {"label": "x"}}\ndef f(frozen): ...',
     }
