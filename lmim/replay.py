@@ -138,13 +138,13 @@ def _judged(
         yield from _unlike(last[0].step, run.collapse_metrics(), last[0].metrics, exact)
     objective = run.objective.eval()
     logits = getattr(objective, "logits", None)
-    done = [result for result in folder.results() if not result.error]
-    for result in done:
-        if result.metrics.keys() != {metric.name for metric in result.evaluation.metrics.values()}:
-            why = (
-                f"{result.protocol}: its settings are those of another today: a neutral value is another one"
-            )
-            yield Difference(why, result.metrics)
+    done = []
+    for result in (one for one in folder.results() if not one.error):
+        if result.metrics.keys() == {metric.name for metric in result.evaluation.metrics.values()}:
+            done.append(result)
+        else:
+            why = "its settings are those of another today: a neutral value is another one"
+            yield Difference(f"{result.protocol}: {why}", result.metrics)
     for sample in (True, False):  # what was migrated has no figures of a sample, and is judged whole
         some = [result for result in done if bool(result.sample) == sample]
         evaluations = [result.evaluation for result in some]

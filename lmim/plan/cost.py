@@ -61,10 +61,10 @@ def _work(config: Config, flops: facts.Flops) -> Work:
     train = min(data.train, config.data.train_images or data.train)
     images = train // config.step_images * config.step_images
     watch = config.watch.images * flops.encode / config.watch.every_epochs
-    passes = (config.optim.epochs - 1) // flops.seeks_every if flops.seeks_every else 0.0
-    sought = train * flops.encode * passes / max(config.optim.epochs, 1)
+    epochs = config.optim.epochs
+    passes = (epochs - 1) // flops.seeks_every if flops.seeks_every else 0.0
     return Work(
-        epoch=images * flops.step + watch + sought if config.optim.epochs else 0.0,
+        epoch=images * flops.step + watch + train * flops.encode * passes / epochs if epochs else 0.0,
         evaluation=evaluation(flops, train, data.test),
         step=flops.step,
         steps=train // config.step_images + 1 / config.watch.every_epochs,

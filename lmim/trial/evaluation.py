@@ -98,8 +98,7 @@ class Evaluation:
     @property
     def view(self) -> dict[str, Any]:
         """How it sees the encoder: those settings of every protocol that are not at their neutral value."""
-        given = {key: self.settings[key] for key in EVERY if key in self.settings}
-        return {key: value for key, value in given.items() if value != EVERY[key].neutral}
+        return {key: self.settings[key] for key in EVERY if key in self.settings}
 
     @property
     def layers(self) -> int:
@@ -141,14 +140,12 @@ class Evaluation:
     @property
     def needs(self) -> tuple[str, ...]:
         """What there must be besides features, by the NEEDS of the protocol's file."""
-        needs = variants.describe("evaluate", self.protocol, self.sources).constants.get("NEEDS", ())
-        return tuple(needs)
+        return tuple(_said(self.protocol, self.sources).get("NEEDS", ()))
 
     @property
     def reads_features(self) -> bool:
         """Whether it reads the features of the trial's own images: unless its file says FEATURES = False."""
-        constants = variants.describe("evaluate", self.protocol, self.sources).constants
-        return constants.get("FEATURES", True) is not False
+        return _said(self.protocol, self.sources).get("FEATURES", True) is not False
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -161,8 +158,7 @@ class Evaluation:
     @property
     def seconds(self) -> float:
         """What it was measured to take of 24,000 images of 64 channels on one core, where its file says."""
-        constants = variants.describe("evaluate", self.protocol, self.sources).constants
-        return float(constants.get("SECONDS", 0.0))
+        return float(_said(self.protocol, self.sources).get("SECONDS", 0.0))
 
     @property
     def epochs(self) -> int:
@@ -271,14 +267,19 @@ def settings_of(protocol: str, sources: Mapping[str, str]) -> Mapping[str, varia
 @functools.cache  # asked for each trial of a sweep, and read from the source
 def _settings(protocol: str, file: str, text: str | None) -> Mapping[str, variants.Setting]:
     sources = {} if text is None else {file: text}
-    about = variants.describe("evaluate", protocol, sources)
-    given = about.constants.get("VIEW", {})
+    given = _said(protocol, sources).get("VIEW", {})
     if not isinstance(given, dict):
         raise ValueError(
             f'{protocol}: expected in its file such as VIEW = {{"norm": True}}, found {show(given)}'
         )
     seen = checked(f"{protocol}.VIEW", given, EVERY)
-    return dict(about.settings) | {key: replace(one, neutral=seen[key]) for key, one in EVERY.items()}
+    own = variants.describe("evaluate", protocol, sources).settings
+    return dict(own) | {key: replace(one, neutral=seen[key]) for key, one in EVERY.items()}
+
+
+def _said(protocol: str, sources: Mapping[str, str]) -> Mapping[str, Any]:
+    """What the protocol's file says of itself, by the names in capitals."""
+    return variants.describe("evaluate", protocol, sources).constants
 
 
 _digest = functools.cache(variants.digest)
@@ -324,8 +325,7 @@ def _read(protocol: str, given: Mapping[str, Any], sources: Mapping[str, str]) -
         near = nearest(protocol, variants.choices("evaluate"))
         raise ValueError(str(error) if own else f"{error}, found {show(protocol)}{near}") from None
     read = checked(protocol, given, settings)
-    usual = {key: one.neutral for key, one in EVERY.items() if one.neutral == settings[key].neutral}
-    given = {key: value for key, value in read.items() if key not in usual or value != usual[key]}
+    given = {k: v for k, v in read.items() if k not in EVERY or v != EVERY[k].neutral}
     files = [ref.partition(":")[0] for ref in (protocol, given.get(DATA, "")) if variants.own(ref)]
     one = Evaluation(protocol, given, sources={file: sources[file] for file in files})
     if one.opens:
@@ -342,7 +342,7 @@ def _read(protocol: str, given: Mapping[str, Any], sources: Mapping[str, str]) -
 
 def _entries(protocol: str, sources: Mapping[str, str]) -> dict[str, Entry]:
     """What the METRICS of a protocol's file say."""
-    said = variants.describe("evaluate", protocol, sources).constants.get("METRICS", {})
+    said = _said(protocol, sources).get("METRICS", {})
     try:
         entries = TypeAdapter(dict[str, Entry]).validate_python(said, strict=True)
         if entries and all(re.fullmatch(r"[A-Za-z]\w*", name, re.ASCII) for name in entries):
